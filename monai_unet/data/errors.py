@@ -1,0 +1,26 @@
+"""The one error of the front door: what is wrong with a user's file, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+
+
+class InputError(ValueError):
+    """Raised by every reader and check of the package for input that must not go on.
+
+    Args:
+        path: the file or folder at fault.
+        problem: what is wrong, with the values found ("3 channels, the network takes 1").
+        cure: what the user can do ("convert it to grayscale").
+
+    The three are kept as attributes; the message is ``"<path>: <problem>. <cure>."``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problem: str, cure: str) -> None:
+        self.path = os.fspath(path)
+        self.problem = problem.rstrip(".")
+        self.cure = cure.rstrip(".")
+        super().__init__(f"{self.path}: {self.problem}. {self.cure}.")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        return type(self), (self.path, self.problem, self.cure)  # survives the trip from a loader's worker
