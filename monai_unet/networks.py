@@ -1,0 +1,177 @@
+"""Fig. 1 of the paper: the U-Net of unpadded ("valid") convolutions.
+
+Every 3×3 convolution loses one voxel per side, so the output is smaller than the input by a fixed margin: a
+572² tile gives 388². What an output voxel sees is always real image, never padding; `OverlapTileInferer`
+(Fig. 2) supplies the missing context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from monai.networks.layers.factories import Conv, Norm, Pool
+from torch import Tensor, nn
+
+__all__ = ["ValidUNet"]
+
+
+class ValidUNet(nn.Module):
+    """The U-Net of Ronneberger, Fischer and Brox (MICCAI 2015), in 2-D or 3-D.
+
+    Per level two unpadded 3×3 convolutions, each with a ReLU; 2×2 max pooling on the way down; on the way up a
+    2×2 up-convolution of stride 2 that halves the channels, then the concatenation ``[up, skip]`` with the
+    centre-cropped skip; a 1×1 convolution to the classes. Dropout follows the last two contracting levels,
+    where pooling and skip both see it. As in Fig. 1, no ReLU follows an up-convolution (the authors' Caffe
+    release has one).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        features: channels per level, top to bottom; one fewer than their number is the depth.
+        dropout: probability at the end of the contracting path (0 for none).
+        norm: None as in the paper, or "batch" for batch normalisation before each ReLU as in the 3-D U-Net
+            (Çiçek et al. 2016). Normalisation by the tile's own statistics (instance, group, layer) would make
+            an output voxel depend on its tile, and is refused.
+
+    Shapes:
+        input ``(B, in_channels, *spatial)``, float; each spatial size valid at this depth (see `input_size`);
+        output ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        features: Sequence[int] = (64, 128, 256, 512, 1024),
+        dropout: float = 0.5,
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims is {spatial_dims}; it must be 2 or 3")
+        if len(features) < 2:
+            raise ValueError(f"features is {tuple(features)}; it needs at least two levels, for example (16, 32)")
+        if norm not in (None, "batch"):
+            raise ValueError(
+                f'norm is {norm!r}; it must be None or "batch": statistics of a tile would break overlap-tile'
+            )
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.features = tuple(features)
+        self.depth = len(features) - 1
+        #: input sizes repeat with this period, and tiles may be offset by multiples of it only
+        self.multiple = 2**self.depth
+        #: voxels of context lost on each side; 92 in the paper
+        self.margin = 6 * self.multiple - 4
+
+        self.encoder = nn.ModuleList()
+        for level, (before, after) in enumerate(zip((in_channels, *features), features, strict=False)):
+            p = dropout if level >= self.depth - 1 else 0.0
+            self.encoder.append(_two_convolutions(spatial_dims, before, after, norm, p))
+        self.pool = Pool["max", spatial_dims](kernel_size=2, stride=2)
+        self.up = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for above, below in reversed(list(pairwise(features))):
+            self.up.append(Conv["convtrans", spatial_dims](below, above, kernel_size=2, stride=2))
+            self.decoder.append(_two_convolutions(spatial_dims, 2 * above, above, norm, 0.0))
+        self.head = Conv["conv", spatial_dims](features[0], out_channels, kernel_size=1)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Segment ``x`` (B, C, *spatial) → logits (B, K, *spatial − 2 margin)."""
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
+            for n in x.shape[2:]:
+                self.output_size(n)
+        skips: list[Tensor] = []
+        for level, convolutions in enumerate(self.encoder):
+            if level > 0:
+                x = self.pool(x)
+            x = convolutions(x)
+            skips.append(x)
+        skips.pop()
+        for up, convolutions in zip(self.up, self.decoder, strict=True):
+            x = up(x)
+            x = convolutions(torch.cat([x, _centre_crop(skips.pop(), x)], dim=1))
+        return self.head(x)
+
+    def output_size(self, n: int) -> int:
+        """Output size along an axis whose input has ``n`` voxels.
+
+        Raises:
+            ValueError: if ``n`` is not a valid input size; names the nearest ones.
+        """
+        smallest = self.input_size(1)
+        if n >= smallest and (n - smallest) % self.multiple == 0:
+            return n - 2 * self.margin
+        above = max(smallest, n + (smallest - n) % self.multiple)
+        below = above - self.multiple
+        nearest = f"{below} or {above}" if below >= smallest else str(above)
+        raise ValueError(f"{n} is not a valid input size at depth {self.depth}; use {nearest}")
+
+    def input_size(self, n: int) -> int:
+        """Smallest valid input size whose output has at least ``n`` voxels along an axis."""
+        # an output of 2^depth·b − 4(2^depth − 1) voxels grows from b voxels at the bottom of the U
+        offset = 4 * (self.multiple - 1)
+        bottom = math.ceil((max(n, 1) + offset) / self.multiple)
+        return self.multiple * bottom - offset + 2 * self.margin
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], dropout: float = 0.5) -> ValidUNet:
+        """The network that ``state`` belongs to, with its weights: dimension, channels and width are read off
+        the shapes, so that a narrow model is never poured into a wide network.
+
+        Raises:
+            ValueError: if ``state`` is not the state of a `ValidUNet`.
+        """
+        try:
+            depth = sum(name.startswith("up.") and name.endswith(".weight") for name in state)
+            firsts = [state[f"encoder.{level}.conv1.weight"] for level in range(depth + 1)]
+            network = cls(
+                spatial_dims=firsts[0].ndim - 2,
+                in_channels=firsts[0].shape[1],
+                out_channels=state["head.weight"].shape[0],
+                features=[weight.shape[0] for weight in firsts],
+                dropout=dropout,
+                norm="batch" if "encoder.0.norm1.weight" in state else None,
+            )
+            network.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError, AttributeError) as e:
+            raise ValueError(f"these weights are not those of a ValidUNet ({e})") from e
+        return network
+
+
+def _two_convolutions(spatial_dims: int, before: int, after: int, norm: str | None, p: float) -> nn.Sequential:
+    layers = nn.Sequential()
+    for i, channels in enumerate((before, after), start=1):
+        layers.add_module(f"conv{i}", Conv["conv", spatial_dims](channels, after, kernel_size=3))
+        if norm:
+            layers.add_module(f"norm{i}", Norm[norm, spatial_dims](after))
+        layers.add_module(f"relu{i}", nn.ReLU(inplace=True))
+    if p:
+        layers.add_module("dropout", nn.Dropout(p))
+    return layers
+
+
+def _centre_crop(skip: Tensor, like: Tensor) -> Tensor:
+    for dim in range(2, skip.dim()):
+        skip = skip.narrow(dim, (skip.size(dim) - like.size(dim)) // 2, like.size(dim))
+    return skip
+
+
+def _initialise(module: nn.Module) -> None:
+    """Gaussian weights of std √(2/N), N the incoming nodes of one neuron; biases 0 (section 3, after He 2015)."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        incoming = module.weight[0].numel()
+    elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        incoming = module.in_channels  # kernel = stride: each output voxel hears one voxel of every channel
+    else:
+        return
+    nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
+    nn.init.zeros_(cast(Tensor, module.bias))
