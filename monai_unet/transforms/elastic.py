@@ -1,0 +1,322 @@
+"""Section 3.1: elastic deformation, with rotation, shift and mirroring in the same single interpolation.
+
+"We generate smooth deformations using random displacement vectors on a coarse 3 by 3 grid. The displacements are
+sampled from a Gaussian distribution with 10 pixels standard deviation. Per-pixel displacements are then computed
+using bicubic interpolation." The *displacements* are interpolated, never the coordinates, so that sigma = 0 is the
+identity on every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms.utils import create_rotate
+from monai.utils import convert_to_dst_type, ensure_tuple_rep
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["RandElasticDeformation", "RandElasticDeformationd"]
+
+MODES = ("bilinear", "nearest", "bicubic")
+PADDING_MODES = ("reflection", "border", "zeros")
+# torch can copy these but not index them: their bits travel in the signed type of the same width
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+class RandElasticDeformation(RandomizableTransform):
+    """Deform an image by a smooth random field; rotate, shift and mirror it in the same interpolation.
+
+    Output voxel ``o`` shows the input at ``centre + R·F·(o − tile centre) + shift + displacement(o)``, with R the
+    rotation, F the mirroring, all in voxels of the input, axis order as in the array. Beyond the edge the image is
+    mirrored about its outermost voxels (numpy's "reflect").
+
+    Args:
+        grid_size: nodes per axis of the coarse grid, which spans the output tile corner to corner; at least 2.
+        sigma: standard deviation of the node displacements, in voxels; one number or one per axis.
+        prob: probability of deforming, rotating, shifting and mirroring at all. Without it the tile is cut out as is.
+        mode: "bilinear" (trilinear in 3-D), "nearest" (labels: dtype and values are kept), or, in 2-D, "bicubic".
+        padding_mode: "reflection", "border" or "zeros".
+        spatial_size: size of the output tile, one number or one per axis; None for the input's. The tile may be
+            larger than the image.
+        rotate_range: the angle is uniform in ± this many radians, in voxel space; positive turns like
+            ``torch.rot90(image, 1, (1, 2))``. In 3-D one number for all, or one per axis that is turned about.
+        translate_range: the shift is uniform in ± this many voxels; one number or one per axis.
+        random_center: centre the tile on a voxel drawn uniformly from the image (whatever ``prob`` says), instead of
+            on the image's centre.
+        flip_prob: probability of mirroring, for each axis on its own; one number or one per axis.
+        sigma_in_mm: ``sigma`` is in the unit of the MetaTensor's affine (millimetres) rather than in voxels.
+
+    Raises:
+        ValueError: a parameter is out of range, or does not fit the input's number of axes.
+
+    Source: Ronneberger et al. 2015, section 3.1; mirroring beyond the edge as in their Fig. 2.
+    """
+
+    def __init__(
+        self,
+        grid_size: int = 3,
+        sigma: float | Sequence[float] = 10.0,
+        prob: float = 1.0,
+        mode: str = "bilinear",
+        padding_mode: str = "reflection",
+        *,
+        spatial_size: int | Sequence[int] | None = None,
+        rotate_range: float | Sequence[float] = 0.0,
+        translate_range: float | Sequence[float] = 0.0,
+        random_center: bool = False,
+        flip_prob: float | Sequence[float] = 0.0,
+        sigma_in_mm: bool = False,
+    ) -> None:
+        if isinstance(grid_size, bool) or not isinstance(grid_size, int) or grid_size < 2:
+            raise ValueError(f"grid_size is {grid_size!r}; it must be a whole number of at least 2, the paper's is 3")
+        if isinstance(prob, bool) or not 0 <= prob <= 1:
+            raise ValueError(f"prob is {prob!r}; a probability lies in 0 ... 1")
+        if spatial_size is not None and np.any(np.asarray(spatial_size) < 1):
+            raise ValueError(
+                f"spatial_size is {spatial_size!r}; use at least 1 voxel per axis, or None for the input's"
+            )
+        if not np.all(np.isfinite(sigma)) or np.any(np.asarray(sigma) < 0):
+            raise ValueError(f"sigma is {sigma!r}; a standard deviation is finite and at least 0, the paper's is 10")
+        if np.any(np.asarray(flip_prob) < 0) or np.any(np.asarray(flip_prob) > 1):
+            raise ValueError(f"flip_prob is {flip_prob!r}; a probability lies in 0 ... 1")
+        RandomizableTransform.__init__(self, prob)
+        self.grid_size = grid_size
+        self.sigma = sigma
+        self.mode, self.padding_mode = _checked(mode, padding_mode)
+        self.spatial_size = spatial_size
+        self.rotate_range = rotate_range
+        self.translate_range = translate_range
+        self.random_center = random_center
+        self.flip_prob = flip_prob
+        self.sigma_in_mm = sigma_in_mm
+
+    def randomize(self, data: NdarrayOrTensor) -> None:
+        """Draw the node vectors, angles, shift, mirroring and tile centre for an image (C, *spatial)."""
+        super().randomize(None)
+        rank = _rank(data)
+        sigma = np.asarray(_per_axis("sigma", self.sigma, rank))
+        if self.sigma_in_mm:
+            if not isinstance(data, MetaTensor):
+                raise ValueError(
+                    f"sigma_in_mm needs a MetaTensor, whose affine holds the voxel size, and got a "
+                    f"{type(data).__name__}; load with LoadImaged, or give sigma in voxels"
+                )
+            sigma = sigma / data.affine[:-1, :rank].norm(dim=0).numpy(force=True)
+        nodes = self.R.normal(size=(rank, *(self.grid_size,) * rank))
+        #: displacements at the nodes, in voxels: (rank, grid_size, ...), float64
+        self.nodes: np.ndarray = nodes * sigma.reshape(-1, *(1,) * rank)
+        turns = _per_axis("rotate_range", self.rotate_range, 1 if rank == 2 else 3)
+        self.angles: np.ndarray = self.R.uniform(-1, 1, len(turns)) * turns
+        self.shift: np.ndarray = self.R.uniform(-1, 1, rank) * _per_axis("translate_range", self.translate_range, rank)
+        self.flips: np.ndarray = self.R.uniform(size=rank) < _per_axis("flip_prob", self.flip_prob, rank)
+        self.center: np.ndarray = self.R.uniform(size=rank)
+
+    def displacement(self, spatial_size: Sequence[int], device: torch.device | None = None) -> Tensor:
+        """The drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
+
+        Cubic convolution (a = −0.75) of ``self.nodes``, one axis after the other, nodes on the tile's corners.
+        """
+        field = torch.as_tensor(self.nodes, dtype=torch.float32, device=device)
+        size = self.grid_size
+        for n in spatial_size:
+            matrix = F.interpolate(
+                torch.eye(size, device=device)[None, None], size=(n, size), mode="bicubic", align_corners=True
+            )[0, 0]
+            field = torch.tensordot(field, matrix, dims=([1], [1]))  # consumes the first axis, appends the new one
+        return field
+
+    def coordinates(self, input_size: Sequence[int], device: torch.device | None = None) -> tuple[Tensor, bool]:
+        """Where each output voxel looks in an input of this size.
+
+        Returns:
+            (rank, *tile) float32, in voxels of the input, before mirroring at the edge; and whether all of them fall
+            on voxels, so that there is nothing to interpolate.
+        """
+        rank = len(input_size)
+        tile = tuple(input_size)
+        if self.spatial_size is not None:
+            tile = tuple(int(n) for n in _per_axis("spatial_size", self.spatial_size, rank))
+        old, new = np.asarray(input_size), np.asarray(tile)
+        # whole-voxel start, as MONAI's crops: a tile of another parity must not be shifted by half a voxel
+        start = np.floor(self.center * old).astype(int) - new // 2 if self.random_center else (old - new) // 2
+        middle = (new - 1) / 2
+        matrix, target = np.eye(rank), start + middle
+        if self._do_transform:
+            angles = -self.angles
+            turn = create_rotate(rank, float(angles[0]) if rank == 2 else angles.tolist())[:rank, :rank]
+            matrix = np.asarray(turn) * np.where(self.flips, -1.0, 1.0)
+            target = target + self.shift
+        on_voxels = not (self._do_transform and self.nodes.any())
+        field = torch.zeros((rank, *tile), device=device) if on_voxels else self.displacement(tile, device)
+        for i in range(rank):
+            for j in range(rank):
+                if i != j and matrix[i, j] == 0:
+                    continue
+                line = matrix[i, j] * (np.arange(new[j]) - middle[j]) + (target[i] if i == j else 0.0)
+                shape = [-1 if axis == j else 1 for axis in range(rank)]
+                field[i] += torch.as_tensor(line, dtype=torch.float32, device=device).reshape(shape)
+        if on_voxels:
+            on_voxels = bool((field - field.round()).abs().max() < 1e-3)
+        return field, on_voxels
+
+    def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
+        """
+        Args:
+            img: (C, H, W) or (C, H, W, D); numpy array, tensor or MetaTensor.
+            randomize: draw anew; False applies what was drawn before.
+
+        Returns:
+            (C, *spatial_size), of the input's array type and on its device: float32, or, with mode "nearest", the
+            input's dtype. A MetaTensor keeps its meta data; as with MONAI's Rand2DElastic, the affine is left as is.
+        """
+        if randomize:
+            self.randomize(img)
+        _rank(img)
+        source = torch.as_tensor(img)
+        coordinates, on_voxels = self.coordinates(source.shape[1:], source.device)
+        (out,) = _sample([img], coordinates, on_voxels, self.mode, self.padding_mode)
+        return out
+
+
+class RandElasticDeformationd(RandomizableTransform, MapTransform):
+    """Dictionary form of :py:class:`RandElasticDeformation`: every key gets the same field.
+
+    Args:
+        keys: channel-first items of one spatial shape (image, label, weight map).
+        mode: for all keys, or one per key.
+        padding_mode: for all keys, or one per key.
+        allow_missing_keys: skip absent keys.
+
+    The other arguments are those of :py:class:`RandElasticDeformation`. ``sigma_in_mm`` reads the first key's affine.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid_size: int = 3,
+        sigma: float | Sequence[float] = 10.0,
+        prob: float = 1.0,
+        mode: str | Sequence[str] = "bilinear",
+        padding_mode: str | Sequence[str] = "reflection",
+        *,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.deformation = RandElasticDeformation(grid_size, sigma, prob, **kwargs)
+        modes = ensure_tuple_rep(mode, len(self.keys))
+        self.modes = [
+            _checked(*pair) for pair in zip(modes, ensure_tuple_rep(padding_mode, len(self.keys)), strict=True)
+        ]
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandElasticDeformationd:
+        """Set the random state of the drawing, as MONAI's ``Compose.set_random_state`` does."""
+        super().set_random_state(seed, state)
+        self.deformation.set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: NdarrayOrTensor) -> None:
+        """Draw once for all keys."""
+        self.deformation.randomize(data)
+        self._do_transform = self.deformation._do_transform
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Deform each key of ``data``; see :py:meth:`RandElasticDeformation.__call__`.
+
+        Raises:
+            ValueError: the keys' spatial shapes differ.
+        """
+        d = dict(data)
+        together: dict[tuple[str, str], list[Hashable]] = {}
+        for key, how in self.key_iterator(d, self.modes):
+            together.setdefault(how, []).append(key)
+        if not together:
+            return d
+        first = d[self.first_key(d)]
+        self.randomize(first)
+        shapes = {key: tuple(d[key].shape[1:]) for key in self.key_iterator(d)}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"the keys' spatial shapes differ: {shapes}; image, label and weights must match")
+        device = torch.as_tensor(first).device
+        coordinates, on_voxels = self.deformation.coordinates(first.shape[1:], device)
+        for how, keys in together.items():
+            d.update(zip(keys, _sample([d[key] for key in keys], coordinates, on_voxels, *how), strict=True))
+        return d
+
+
+def _sample(
+    images: Sequence[NdarrayOrTensor], coordinates: Tensor, on_voxels: bool, mode: str, padding_mode: str
+) -> list[NdarrayOrTensor]:
+    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels."""
+    sources = [_plain(image) for image in images]
+    size = sources[0].shape[1:]
+    if mode == "bicubic" and len(size) != 2:
+        raise ValueError(f"mode 'bicubic' is for 2-D images, this one has {len(size)} axes; use 'bilinear'")
+    if mode == "nearest" or on_voxels:
+        index, inside = _nearest_index(coordinates, size, padding_mode)
+        outs = []
+        for source in sources:
+            bits = source.view(SIGNED.get(source.dtype, source.dtype)).flatten(1)
+            out = bits[:, index.to(source.device)].unflatten(1, coordinates.shape[1:])
+            if padding_mode == "zeros":
+                out = out * inside.to(source.device)
+            outs.append(out.view(source.dtype) if mode == "nearest" else out.to(torch.float32))
+    else:
+        # x first, in −1 … 1 between the centres of the outermost voxels
+        scale = torch.tensor([2 / max(n - 1, 1) for n in size], device=coordinates.device)
+        grid = coordinates.mul(scale.reshape(-1, *(1,) * len(size))).sub_(1).flip(0).movedim(0, -1)[None]
+        stacked = torch.cat([source.to(coordinates.device, torch.float32) for source in sources])[None]
+        read = F.grid_sample(stacked, grid, mode=mode, padding_mode=padding_mode, align_corners=True)[0]
+        outs = list(read.split([len(source) for source in sources]))
+    return [convert_to_dst_type(out, image, dtype=out.dtype)[0] for out, image in zip(outs, images, strict=True)]
+
+
+def _nearest_index(coordinates: Tensor, size: Sequence[int], padding_mode: str) -> tuple[Tensor, Tensor]:
+    """Flat index of the nearest voxel, and whether it lies inside; exact for any label, unlike a float image."""
+    index = torch.zeros(coordinates[0].numel(), dtype=torch.long, device=coordinates.device)
+    inside = torch.ones(coordinates.shape[1:], dtype=torch.bool, device=coordinates.device)
+    for line, n in zip(coordinates.round(), size, strict=True):
+        if padding_mode == "reflection":
+            last = n - 1
+            line = last - (line.remainder(2 * last) - last).abs_() if last else torch.zeros_like(line)
+        elif padding_mode == "zeros":
+            inside &= (line >= 0) & (line < n)
+        index.mul_(n).add_(line.clamp(0, n - 1).to(torch.long).flatten())
+    return index, inside
+
+
+def _plain(image: NdarrayOrTensor) -> Tensor:
+    if isinstance(image, MetaTensor):
+        return image.as_tensor().contiguous()
+    return torch.as_tensor(image if isinstance(image, Tensor) else np.ascontiguousarray(image)).contiguous()
+
+
+def _rank(image: NdarrayOrTensor) -> int:
+    rank = image.ndim - 1
+    if rank not in (2, 3):
+        raise ValueError(f"got an array of shape {tuple(image.shape)}; it must be (C, H, W) or (C, H, W, D)")
+    return rank
+
+
+def _per_axis(name: str, value: float | Sequence[float], rank: int) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name} is {value!r}; use one number, or {rank} for this image")
+    return values
+
+
+def _checked(mode: str, padding_mode: str) -> tuple[str, str]:
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode is {padding_mode!r}; use one of {', '.join(PADDING_MODES)}")
+    return mode, padding_mode
