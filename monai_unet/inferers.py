@@ -9,13 +9,31 @@ from typing import Any
 
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.inferers.inferer import Inferer
+from monai.inferers.inferer import Inferer, SimpleInferer
 from monai.utils.misc import ensure_tuple_rep
 from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__all__ = ["OverlapTileInferer"]
+__all__ = ["OverlapTileInferer", "TileInferer"]
+
+
+class TileInferer(SimpleInferer):
+    """One forward pass over ready-made tiles, in bfloat16 where asked: the inferer of training.
+
+    MONAI's ``amp`` means CUDA and float16 with loss scaling; bfloat16 needs no scaling and runs on CPUs too.
+
+    Args:
+        amp: autocast to bfloat16 on the inputs' device.
+    """
+
+    def __init__(self, amp: bool = False) -> None:
+        super().__init__()
+        self.amp = amp
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
+            return network(inputs, *args, **kwargs)
 
 
 class OverlapTileInferer(Inferer):
@@ -39,6 +57,7 @@ class OverlapTileInferer(Inferer):
         sw_device: device for the tiles, that of the inputs unless given.
         device: device for the stitched output, that of the inputs unless given. With the inputs and the output on the
             CPU and tiles on the GPU, the GPU's memory does not grow with the image.
+        amp: autocast to bfloat16 on the tiles' device.
         progress: show a progress bar.
     """
 
@@ -52,6 +71,7 @@ class OverlapTileInferer(Inferer):
         multiple: int | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
+        amp: bool = False,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -69,6 +89,7 @@ class OverlapTileInferer(Inferer):
         self.multiple = multiple
         self.sw_device = sw_device
         self.device = device
+        self.infer = TileInferer(amp)
         self.progress = progress
 
     def __call__(
@@ -196,7 +217,7 @@ class OverlapTileInferer(Inferer):
     def _averaged(self, network: Callable[..., Tensor], x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Mean over the symmetries g of g⁻¹(network(g x)): a function of the tile as good as the network itself."""
         if self.averaging is None:
-            return network(x, *args, **kwargs)
+            return self.infer(x, network, *args, **kwargs)
         axes = tuple(range(2, x.ndim))
         orders = [axes] if self.averaging == "mirror" else list(permutations(axes))
         flips = [
@@ -204,7 +225,7 @@ class OverlapTileInferer(Inferer):
         ]
         total = torch.zeros(())
         for order, flip in product(orders, flips):
-            y = network(x.permute(0, 1, *order).flip(flip), *args, **kwargs).flip(flip)
+            y = self.infer(x.permute(0, 1, *order).flip(flip), network, *args, **kwargs).flip(flip)
             back = [order.index(a) + 2 for a in axes]
             total = total.to(y.device) + y.permute(0, 1, *back).to(torch.promote_types(y.dtype, torch.float32))
         return total / (len(orders) * len(flips))

@@ -1,0 +1,7 @@
+"""Event handlers of the bundles: MLflow, checkpoints, pictures."""
+
+from monai_unet.handlers.checkpoints import BestCheckpoint, load_network
+from monai_unet.handlers.pictures import Pictures
+from monai_unet.handlers.tracking import Tracking
+
+__all__ = ["BestCheckpoint", "Pictures", "Tracking", "load_network"]

@@ -1,0 +1,96 @@
+"""What the network saw and said, side by side, as PNG."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from torch import Tensor
+
+from monai_unet.handlers.tracking import Tracking
+
+__all__ = ["Pictures"]
+
+
+class Pictures:
+    """Draws the items of an engine's output, panel by panel, and adds the pictures to the MLflow run.
+
+    The panels: the image; the label; the weight map; the prediction as probability; and the image with the outlines
+    of label (yellow) and prediction (red). What an item lacks is left out. Of a stack the middle page is shown.
+
+    Args:
+        folder: where the PNGs go; made when needed.
+        tracking: logs the pictures as artifacts, under ``pictures/``.
+        trainer: with it, one picture per validation (its first item), named by the trainer's epoch; without, one per
+            item, named after the image's file.
+        foreground: the class whose probability is drawn.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        tracking: Tracking | None = None,
+        trainer: Engine | None = None,
+        foreground: int = 1,
+    ) -> None:
+        self.folder = Path(folder)
+        self.tracking = tracking
+        self.trainer = trainer
+        self.foreground = foreground
+
+    def attach(self, engine: Engine) -> None:
+        event = Events.ITERATION_COMPLETED
+        engine.add_event_handler(event, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state: Any = engine.state  # ignite types what a handler finds there as maybe absent
+        if self.trainer is not None and (state.iteration - 1) % state.epoch_length:
+            return
+        for item in state.output:
+            if self.trainer is not None:
+                name = f"epoch_{self.trainer.state.epoch:04d}.png"
+            else:
+                name = f"{Path(item['image'].meta['filename_or_obj']).stem}.png"
+            path = self.folder / name
+            self._draw(item, path)
+            if self.tracking is not None:
+                self.tracking.log_file(path, "pictures")
+
+    def _draw(self, item: dict[str, Tensor], path: Path) -> None:
+        from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+        image = _page(item["image"], slice(None))
+        image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
+        probability = _page(item["pred"], self.foreground)
+        label = _page(item["label"], 0) if "label" in item else None
+        panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [("image", image, {"cmap": "gray"})]
+        if label is not None:
+            panels.append(("label", label, {"cmap": "gray", "interpolation": "nearest"}))
+            if len(item["label"]) > 1:
+                panels.append(("weight", _page(item["label"], 1), {"cmap": "viridis"}))
+        panels.append(("probability", probability, {"cmap": "gray", "vmin": 0, "vmax": 1}))
+        panels.append(("outlines", image, {"cmap": "gray"}))
+        figure = Figure(figsize=(4 * len(panels), 4.3), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (title, picture, style) in zip(axes, panels, strict=True):
+            axis.imshow(picture, **style)
+            axis.set_title(title)
+            axis.set_axis_off()
+        for mask, colour in ((label, "gold"), (probability, "red")):
+            if mask is not None and np.ptp(mask) > 0:
+                axes[-1].contour(mask, [0.5], colors=colour, linewidths=0.7)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=80)
+
+
+def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
+    """(C, H, W) or (C, Z, H, W) → (H, W), or (H, W, 3) for all channels of an RGB image."""
+    array = (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float().numpy(force=True)
+    if array.ndim == 4:
+        array = array[:, array.shape[1] // 2]
+    array = array[channel]
+    return array[0] if array.ndim == 3 and len(array) == 1 else np.moveaxis(array, 0, -1) if array.ndim == 3 else array
