@@ -1,0 +1,432 @@
+"""Microscopy images in and out: PNG, JPEG and TIFF, one image or a stack of pages (the EM stack of section 4).
+
+Arrays are channel-first with row-major axes, ``(C, H, W)`` or ``(C, Z, H, W)``: row and column of the array are
+row and column on the screen, never transposed. Whatever cannot be read exactly raises `InputError`; `check_images`
+finds all of it before the first step of a training or a prediction.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import itertools
+import math
+import os
+import re
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data.image_reader import ImageReader
+from monai.data.image_writer import ImageWriter
+from monai.data.utils import affine_to_spacing
+from monai.utils.misc import ensure_tuple
+from monai.utils.type_conversion import convert_data_type
+
+from monai_unet.data.errors import InputError
+
+__all__ = ["MicroscopyReader", "MicroscopyWriter", "check_images", "list_images"]
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+OUT_OF_SCOPE = (".zarr", ".svs", ".ndpi", ".scn", ".mrxs")  # OME-Zarr and whole slides: by region only, not here
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+RECOPY = "Copy or export the file again from its source"
+# µm per unit, in the spellings of OME-XML and ImageJ
+UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
+UNITS |= {"\\u00B5m": 1.0, "Å": 1e-4, "m": 1e6, "inch": 25400.0}
+# TIFF orientation → transpose rows and columns first, then flip rows, flip columns
+ORIENTATIONS = {1: "", 2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
+
+
+class MicroscopyReader(ImageReader):
+    """MONAI reader for ``LoadImaged(reader=MicroscopyReader(channels=1))``.
+
+    PNG (1 to 16 bit), JPEG, and TIFF of any layout tifffile knows: several pages, ImageJ, OME, BigTIFF, LZW, deflate
+    and zstd. The format is told by the content, not by the name. A stack is one page axis (Z, time or plain pages);
+    OME axes are mapped by their names. Values stay as they are, with four rules of display undone: MINISWHITE is
+    inverted, less than 8 bits are stretched to 0…255, a palette is expanded (to gray where it is gray), an opaque
+    alpha channel is dropped. The orientation tag is honoured.
+
+    The array is ``(C, H, W)`` or ``(C, Z, H, W)``; float32, and int64 where the file holds integers of 32 or 64 bits.
+    LoadImaged turns everything into float32 unless told otherwise: for labels above 2^24 give it ``dtype=np.int64``.
+
+    The metadata hold ``original_channel_dim`` 0, ``spatial_shape``, ``pixel_size_um`` (µm per array axis, NaN where the
+    file does not tell) and an affine with the pixel size on its diagonal, in array order (1 where unknown). Plain TIFF
+    resolution counts only below 21 µm per pixel (1200 dpi): above that it is the print resolution of an editor.
+
+    Args:
+        channels: the channels the network takes; None for any number.
+
+    Raises:
+        InputError: missing, empty, truncated or damaged file, not an image, NaN or Inf, complex values, another number
+            of channels, more than one page axis, pages of different shapes, OME-Zarr and whole slides.
+    """
+
+    def __init__(self, channels: int | None = 1) -> None:
+        self.channels = channels
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        return all(Path(name).suffix.lower() in SUFFIXES for name in ensure_tuple(filename))
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Only note the paths: LoadImage answers an exception raised here by trying other readers, silently."""
+        return tuple(Path(name) for name in ensure_tuple(data))
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Read the noted files; several files of one item are joined along the channels."""
+        arrays, sizes = zip(*map(_load, img), strict=True)
+        for path, array in zip(img, arrays, strict=True):
+            if array.shape[1:] != arrays[0].shape[1:]:
+                problem = f"shape {array.shape[1:]}, but {img[0]} has {arrays[0].shape[1:]}"
+                raise InputError(path, problem, "The channels of one item must have one shape")
+        array = np.concatenate(arrays)
+        if self.channels is not None and len(array) != self.channels:
+            problem = f"{len(array)} channels, the network takes {self.channels}"
+            cure = "Convert it to grayscale" if self.channels == 1 else f"Give images of {self.channels} channels"
+            raise InputError(img[0], problem, f"{cure}, or train with in_channels={len(array)}")
+        spacing = np.array([sizes[0].get(axis, np.nan) for axis in "ZYX"[-(array.ndim - 1) :]])
+        affine = np.diag([*np.nan_to_num(spacing, nan=1.0), 1.0])
+        return array, {
+            "original_channel_dim": 0,
+            "spatial_shape": np.array(array.shape[1:]),
+            "pixel_size_um": spacing,
+            "affine": affine,
+            "original_affine": affine.copy(),
+        }
+
+
+def _load(path: Path) -> tuple[np.ndarray, dict[str, float]]:
+    """Decode and check one file: array ``(C, H, W)`` or ``(C, Z, H, W)``, and µm per axis "Z", "Y", "X"."""
+    if path.suffix.lower() in OUT_OF_SCOPE:
+        problem = "OME-Zarr and whole-slide images are not supported"
+        raise InputError(path, problem, "Export the region of interest as TIFF, for example from QuPath or Fiji")
+    if not path.exists():
+        raise InputError(path, "there is no such file", "Check the path")
+    if path.is_dir():
+        raise InputError(path, "is a folder, not an image", "Name the files, or list them with list_images")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        raise InputError(path, "the file is empty (0 bytes)", RECOPY)
+    if not head.startswith((*TIFF_MAGIC, b"\x89PNG", b"\xff\xd8\xff")):
+        raise InputError(path, f"not a PNG, JPEG or TIFF image (it starts with {head[:8]!r})", "Convert it to TIFF")
+    try:
+        array, sizes = (_load_tiff if head.startswith(TIFF_MAGIC) else _load_pillow)(path)
+    except (InputError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever a damaged stream leads them to
+        raise InputError(path, f"truncated or damaged image ({error})", RECOPY) from error
+    if array.size == 0 or array.dtype.kind not in "buif":
+        raise InputError(
+            path, f"{array.dtype} values of shape {array.shape}", "Export it as 8- or 16-bit or float TIFF"
+        )
+    if array.dtype.kind in "iu" and array.dtype.itemsize >= 4:
+        return array.astype(np.int64), sizes  # float32 would merge labels above 2^24
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        problem = f"{bad} of {array.size} values are NaN, infinite or beyond float32"
+        raise InputError(path, problem, "Replace them in the software that wrote the image")
+    return array, sizes
+
+
+def _load_pillow(path: Path) -> tuple[np.ndarray, dict[str, float]]:
+    image_module, data = _optional("PIL.Image"), path.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", image_module.DecompressionBombWarning)  # a large scan is no attack
+        with image_module.open(io.BytesIO(data)) as image:
+            if image.format == "PNG" and b"IEND" not in data[-64:]:
+                raise InputError(path, f"truncated PNG: {len(data)} bytes without the end mark", RECOPY)
+            if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+                raise InputError(path, f"an animation of {image.n_frames} frames", "Export a multi-page TIFF")
+            if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # Pillow cuts 16-bit colour to 8 bits
+                array = _optional("imagecodecs").png_decode(data)
+            else:
+                image.load()
+                if image.mode in ("1", "P"):
+                    image = image.convert("L" if image.mode == "1" else "RGB")
+                array = np.asarray(_optional("PIL.ImageOps").exif_transpose(image))
+                if image.palette is None and data[25:26] == b"\x03" and (array == array[..., :1]).all():
+                    array = array[..., 0]
+    if array.ndim == 2:
+        return array[None], {}
+    return _drop_opaque(np.moveaxis(array, -1, 0), alpha=array.shape[-1] in (2, 4)), {}
+
+
+def _drop_opaque(array: np.ndarray, alpha: bool) -> np.ndarray:
+    """Drop the last channel where it is an alpha channel that hides nothing."""
+    return array[:-1] if alpha and (array[-1] == np.iinfo(array.dtype).max).all() else array
+
+
+def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
+    tifffile = _optional("tifffile")
+    with tifffile.TiffFile(path) as tif:
+        if tif.is_svs or tif.is_ndpi or tif.is_scn:
+            raise InputError(path, "whole-slide images are not supported", "Export the region of interest as TIFF")
+        _check_complete(path, tif)
+        if len(tif.series) != 1:
+            shapes = ", ".join(str(series.shape) for series in tif.series[:4])
+            raise InputError(path, f"pages of different shapes or kinds: {shapes}", "Save each as a file of its own")
+        series, page = tif.series[0], tif.series[0].keyframe
+        if series.dtype.kind == "c":
+            raise InputError(path, f"{series.dtype} values", "Save magnitude or phase as a real image")
+        array, axes = series.asarray(), series.axes
+        color = int(page.photometric)
+        if color == 3:
+            table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8
+            array, axes = np.moveaxis(table.astype(np.uint8)[:, array], 0, -1), axes + "S"
+            if (table == table[:1]).all():
+                array, axes = array[..., 0], axes[:-1]
+        elif color > 3 and not (color == 6 and int(page.compression) in (6, 7)):  # tifffile makes JPEG's YCbCr RGB
+            raise InputError(path, f"colours are stored as {page.photometric.name}", "Convert it to RGB or grayscale")
+        elif page.bitspersample < 8:
+            array = array.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
+        if color == 0:
+            if array.dtype.kind != "u":
+                raise InputError(path, f"{array.dtype} with an inverted lookup table", "Save it with a plain gray one")
+            array = array.dtype.type(2 ** max(page.bitspersample, 8) - 1) - array
+        channel, pages = ([axis for axis in axes if axis in group] for group in ("CS", "ZTIQ"))
+        if len(channel) > 1 or len(pages) > 1 or len(axes) != len(channel) + len(pages) + 2:
+            problem = f"axes {axes} of shape {series.shape}: one page axis and one channel axis at most"
+            raise InputError(path, problem, "Split it, for example with Image > Hyperstacks in Fiji")
+        array = array.transpose([axes.index(axis) for axis in (*channel, *pages, "Y", "X")])
+        array = array if channel else array[None]
+        array = _drop_opaque(array, alpha=bool(channel) and any(int(kind) in (1, 2) for kind in page.extrasamples))
+        sizes = _pixel_sizes(tif, page)
+        turn = ORIENTATIONS[page.tags.valueof(274, default=1)]
+        if "t" in turn:
+            array = array.swapaxes(-1, -2)
+            sizes = {{"Y": "X", "X": "Y"}.get(axis, axis): size for axis, size in sizes.items()}
+        array = np.flip(array, tuple({"y": -2, "x": -1}[axis] for axis in turn.strip("t")))
+        return array, {axis: size for axis, size in sizes.items() if axis != "Z" or pages == ["Z"]}
+
+
+def _check_complete(path: Path, tif: Any) -> None:
+    """Raise for a file that tifffile would load in part, or with zeros in place of what is missing."""
+    cure = f"{RECOPY}: it is not complete"
+    form, file, series, size = tif.tiff, tif.filehandle, tif.series[0], path.stat().st_size
+    file.seek(tif.pages[len(tif.pages) - 1].offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(tags * form.tagsize, os.SEEK_CUR)
+    if any(file.read(form.offsetsize)):  # a next page is announced, and tifffile did not find it
+        raise InputError(path, f"truncated TIFF: the list of pages breaks off after page {len(tif.pages)}", cure)
+    declared = int(tif.imagej_metadata.get("images", 0)) if tif.is_imagej else len(series.pages)
+    found = sum(page is not None for page in series.pages)
+    if tif.is_imagej:
+        found = math.prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YXS")
+    if found < declared:
+        raise InputError(path, f"{declared} images declared, {found} found", cure)
+    ends = [o + n for page in series.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    ends.append(0 if series.dataoffset is None else series.dataoffset + series.nbytes)
+    if not series.is_multifile and max(ends) > size:
+        raise InputError(path, f"truncated TIFF: its pixels end at byte {max(ends)}, the file at {size}", cure)
+    if not all(count for page in series.pages for count in page.databytecounts):
+        raise InputError(path, "strips without data, which would be read as zeros", cure)
+
+
+def _pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
+    """µm per axis, from OME-XML, ImageJ's description or the resolution tags, in this order."""
+    sizes: dict[str, float] = {}
+    if tif.is_ome:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or "")
+        for axis in "ZYX" if pixels else "":
+            size = re.search(rf'PhysicalSize{axis}="([^"]+)"', pixels[0])  # type: ignore[index]
+            unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', pixels[0])  # type: ignore[index]
+            sizes[axis] = float(size[1]) * UNITS.get(unit[1] if unit else "µm", math.nan) if size else math.nan
+        return _plausible(sizes)
+    resolution = {axis: page.tags.valueof(tag) for axis, tag in (("Y", 283), ("X", 282))}
+    per_unit = {axis: n / d for axis, (n, d) in ((a, r or (0, 0)) for a, r in resolution.items()) if n and d}
+    imagej = (tif.imagej_metadata or {}) if tif.is_imagej else {}
+    if imagej.get("unit") in UNITS:
+        factor = UNITS[imagej["unit"]]
+        sizes = {axis: factor / density for axis, density in per_unit.items()}
+        return _plausible({"Z": factor * float(imagej.get("spacing", math.nan)), **sizes})
+    factor = {2: 25400.0, 3: 1e4}.get(int(page.tags.valueof(296, default=1)), math.nan)
+    return {axis: size for axis, size in _plausible({a: factor / d for a, d in per_unit.items()}).items() if size <= 21}
+
+
+def _plausible(sizes: Mapping[str, float]) -> dict[str, float]:
+    return {axis: abs(size) for axis, size in sizes.items() if math.isfinite(size) and size}
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'{name} is missing: pip install "monai_unet[microscopy]"') from error
+
+
+class MicroscopyWriter(ImageWriter):
+    """MONAI writer for ``SaveImaged(writer=MicroscopyWriter, output_ext=".tif", resample=False, output_dtype=...)``.
+
+    ``(C, H, W)``, ``(C, Z, H, W)``, or without the channel, becomes a TIFF that Fiji opens with the right axes: ImageJ
+    layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it was known. One
+    channel or one page is not kept as an axis of its own. Written to a temporary name beside the target, synced and
+    moved, so that a killed run leaves nothing under the final name; a file already there is replaced.
+
+    Args:
+        output_dtype: uint8, uint16, uint32 or float32. Values that do not fit are an error, never wrapped.
+        scale: 255 or 65535 to stretch [0, 1] to integers; None writes the values.
+
+    Raises:
+        ValueError: a dtype or shape that is none of these, values that do not fit, ``resample=True`` for an array that
+            left the grid of its source (invert the transforms instead).
+    """
+
+    def __init__(self, output_dtype: Any = np.float32, scale: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dtype, self.scale, self.pixel_size = np.dtype(output_dtype), scale, dict[str, float]()
+        if self.dtype not in (np.uint8, np.uint16, np.uint32, np.float32):
+            raise ValueError(f"output_dtype {self.dtype} cannot be written; use uint8, uint16, uint32 or float32")
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take the array; ``channel_dim`` None says that there is no channel axis."""
+        array: np.ndarray = np.asarray(convert_data_type(data_array, np.ndarray)[0])
+        array = array[None] if channel_dim is None else np.moveaxis(array, channel_dim, 0)
+        if array.ndim not in (3, 4) or array.size == 0:
+            raise ValueError(f"shape {array.shape} is neither (C, H, W) nor (C, Z, H, W)")
+        if self.scale is not None:
+            array = np.rint(np.clip(array, 0, 1) * self.scale)
+        with np.errstate(invalid="ignore", over="ignore"):
+            data = array.astype(self.dtype)
+        if (self.dtype.kind == "u" or array.dtype.kind in "iu") and not np.array_equal(data, array):
+            problem = f"values from {array.min()} to {array.max()} do not fit {self.dtype} exactly"
+            raise ValueError(f"{problem}; choose a wider output_dtype, or round them first")
+        self.data_obj = data
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, resample: bool = False, **options: Any) -> None:
+        """Take the pixel size, which the affine tracks through flips and turns, where the source told it."""
+        affine = np.asarray((meta_dict or {}).get("affine", np.eye(3)), dtype=float)
+        source = np.asarray((meta_dict or {}).get("original_affine", affine), dtype=float)
+        if resample and not np.allclose(affine, source):
+            raise ValueError("the array is not on its source's grid: apply Invertd first, or save with resample=False")
+        known = np.asarray((meta_dict or {}).get("pixel_size_um", ()), dtype=float)
+        spacing = affine_to_spacing(affine)[: len(known)]
+        self.pixel_size = {a: float(s) for a, s, k in zip("XYZ", spacing[::-1], known[::-1], strict=False) if k > 0}
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        super().write(filename, verbose=verbose)
+        tifffile = _optional("tifffile")
+        target = Path(filename)
+        array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants
+        keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
+        array = array.reshape([array.shape[i] for i in keep])
+        metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
+        size, imagej = self.pixel_size, self.dtype != np.uint32
+        if imagej:
+            metadata |= {"unit": "um"} if "X" in size else {}
+            metadata |= {"spacing": size["Z"]} if "Z" in size else {}
+        else:
+            metadata |= {f"PhysicalSize{axis}": s for axis, s in size.items()}
+        resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                tifffile.imwrite(
+                    file,
+                    array,
+                    imagej=imagej,
+                    ome=not imagej,
+                    photometric="minisblack",
+                    compression="zlib",
+                    resolution=resolution if imagej else None,
+                    metadata=metadata,
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def check_images(
+    items: Sequence[Mapping[str, Any]],
+    keys: Sequence[str] = ("image",),
+    label_keys: Sequence[str] = (),
+    channels: int | None = 1,
+    label_values: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """Read every file of a MONAI datalist once, before any step of training or prediction.
+
+    Args:
+        items: the datalist, ``[{"image": path, "label": path}, ...]``.
+        keys: the keys of images; every item must have them.
+        label_keys: the keys of labels or masks; every item must have them. One channel, whole numbers, the spatial
+            shape of the item's first image.
+        channels: the channels the network takes; None for any number.
+        label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
+
+    Returns:
+        The items, as a list, so that a configuration can hand them on.
+
+    Raises:
+        InputError: at the first bad item: as `MicroscopyReader`, and for an empty list, a missing key, an image listed
+            twice, labels of another shape or with other values.
+    """
+    seen: set[str] = set()
+    readers = {key: MicroscopyReader(channels) for key in keys} | {key: MicroscopyReader(1) for key in label_keys}
+    if not items:
+        raise InputError("datalist", "it has no items", "Check the folder or the name of the list")
+    for index, item in enumerate(items):
+        missing = [key for key in readers if key not in item]
+        if missing:
+            raise InputError(f"datalist item {index}", f"has no {missing[0]!r}, only {list(item)}", "Add its path")
+        arrays = {key: reader.get_data(reader.read(item[key]))[0] for key, reader in readers.items()}
+        for key in keys:
+            name = str(tuple(os.path.realpath(path) for path in ensure_tuple(item[key])))
+            if name in seen:
+                raise InputError(ensure_tuple(item[key])[0], "listed twice", "Keep one of the two items")
+            seen.add(name)
+        for key in label_keys:
+            path, label, image = ensure_tuple(item[key])[0], arrays[key], arrays[keys[0]]
+            if label.shape[1:] != image.shape[1:]:
+                problem = f"labels of another shape: {label.shape[1:]}, the image {item[keys[0]]} has {image.shape[1:]}"
+                raise InputError(path, problem, "Pair every image with the labels drawn on it")
+            found = np.unique(label)
+            if (found != np.rint(found)).any():
+                wrong, rule = found[found != np.rint(found)], "whole numbers"
+            else:
+                wrong = found[:0] if label_values is None else np.setdiff1d(found, label_values)
+                rule = "/".join(str(value) for value in label_values or ())
+            if len(wrong):
+                values = ", ".join(f"{value:g}" for value in wrong[:5]) + (", …" if len(wrong) > 5 else "")
+                raise InputError(path, f"labels that are not {rule}: {values}", f"Save the labels as {rule}")
+    return [dict(item) for item in items]
+
+
+def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """The images of a folder (not of its subfolders), or the one file, as a MONAI datalist.
+
+    Returns:
+        ``[{"image": path}, ...]`` in natural order (slice 2 before slice 10); hidden files are left out.
+
+    Raises:
+        InputError: no such path, no image in the folder, two images that differ in the suffix only (their results
+            would share a name), OME-Zarr and whole slides.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(path, "there is no such file or folder", "Check the path")
+    if path.is_dir() and path.suffix.lower() not in OUT_OF_SCOPE:
+        files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+        if not files:
+            cure = f"Put images of these kinds there: {', '.join(SUFFIXES)}"
+            raise InputError(path, f"no image in this folder of {len(list(path.iterdir()))} entries", cure)
+    elif path.suffix.lower() in SUFFIXES:
+        files = [path]
+    else:
+        problem = f"{path.suffix or 'a name without suffix'} is not read here"
+        raise InputError(path, problem, f"Export it as TIFF; these are read: {', '.join(SUFFIXES)}")
+    files.sort(key=lambda file: [(not c.isdecimal(), int(c) if c.isdecimal() else c) for c in _chunks(file)])
+    for one, two in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
+        if one.stem == two.stem:
+            raise InputError(two, f"differs from {one.name} in the suffix only", "Rename one of the two")
+    return [{"image": str(file)} for file in files]
+
+
+def _chunks(file: Path) -> list[str]:
+    return [chunk for chunk in re.split(r"(\d+)", file.name.lower()) if chunk]
