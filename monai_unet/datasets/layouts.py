@@ -5,19 +5,22 @@ Each returns `{place: {list name: [item, ...]}}`; place "." is the dataset's own
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from monai_unet.data.errors import InputError
-from monai_unet.datasets.phantoms import em_phantom
+from monai_unet.datasets.phantoms import cell_phantom, em_phantom
 from monai_unet.datasets.store import Store, load, sha256
 
 __all__ = ["LAYOUTS"]
 
-Datalists = dict[str, dict[str, list[dict[str, str]]]]
+Datalists = dict[str, dict[str, list[Any]]]
 Layout = Callable[[dict[str, Any], Path | None, Store], Datalists]
 
 
@@ -83,4 +86,130 @@ def em_stack(card: dict[str, Any], archive: Path | None, store: Store) -> Datali
     return _slices(card, {"train-volume": images, "train-labels": labels}, store)
 
 
-LAYOUTS: dict[str, Layout] = {"stack": stack, "em_phantom": em_stack}
+def _unlabelled(gold: np.ndarray, references: list[np.ndarray], margin: int) -> np.ndarray:
+    """Where a frame has cells that its gold truth does not label.
+
+    An object of a reference (silver truth, tracking markers) is unlabelled when gold cells cover less than half of it.
+    The mask is the union of these objects, grown by `margin` pixels because their outlines are not exact, without the
+    gold cells. All arrays are (H, W).
+    """
+    mask = np.zeros(gold.shape, bool)
+    for reference in references:
+        size, covered = np.bincount(reference.ravel()), np.bincount(reference[gold > 0], minlength=reference.max() + 1)
+        unlabelled = 2 * covered < size
+        unlabelled[0] = False
+        mask |= unlabelled[reference]
+    if margin and mask.any():
+        mask = ndimage.binary_dilation(mask, iterations=margin)
+    return mask & (gold == 0)
+
+
+def cell_tracking(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
+    """Sequences of the Cell Tracking Challenge: the frames with gold segmentation, and what these leave unlabelled."""
+    assert archive is not None
+    sequences: dict[str, list[dict[str, str]]] = {}
+    partial = []
+    for sequence in card["sequences"]:
+        items = sequences.setdefault(sequence, [])
+        for path in sorted((archive / f"{sequence}_GT" / "SEG").glob("man_seg*.tif")):
+            frame = path.stem.removeprefix("man_seg")
+            image_path = archive / sequence / f"t{frame}.tif"
+            image, gold = _read(image_path), _read(path)
+            if image.shape != gold.shape or image.ndim != 2:
+                problem = f"labels of shape {gold.shape}, the image {image_path} has {image.shape}"
+                raise InputError(path, problem, "Delete the archive's folder and run again")
+            _verify(path, card["frames"].get(f"{sequence}/{frame}"), image, gold)
+            store.count(image, gold)
+            known = [archive / f"{sequence}_{rule.format(frame)}" for rule in card["unlabelled"]["references"]]
+            references = [_read(file) for file in known if file.is_file()]
+            if not references:
+                print(f"{sequence}/t{frame}: no silver truth and no tracking markers, taken as wholly labelled")
+            mask = _unlabelled(gold, references, card["unlabelled"]["margin"])
+            if mask.any():
+                partial.append(f"{sequence}/t{frame}")
+            ignore = store.image(f"ignore/{sequence}-{frame}.png", np.where(mask, 255, 0).astype(np.uint8))
+            items.append({"image": str(image_path), "label": str(path), "ignore": ignore})
+        if not items:
+            print(f"sequence {sequence} is not in {archive}: the lists that need it are left out")
+    if not any(sequences.values()):
+        problem = f"no frame with gold truth in {', '.join(f'{name}_GT/SEG' for name in sequences)}"
+        raise InputError(archive, problem, "Delete it and run again")
+    within, start = sequences[card["split"]["sequence"]], card["split"]["test_from"]
+    late = [int(Path(item["image"]).stem[1:]) >= start for item in within]
+    lists: Datalists = {".": {"partial_frames": partial}}
+    if within:
+        lists["."]["training"] = [item for item, test in zip(within, late, strict=True) if not test]
+        lists["."]["test"] = [item for item, test in zip(within, late, strict=True) if test]
+    if all(sequences.values()):
+        for one, two in (card["sequences"], card["sequences"][::-1]):
+            lists[f"fold_{one}"] = {"partial_frames": partial, "training": sequences[one], "test": sequences[two]}
+    return lists
+
+
+def cells(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
+    """Synthetic frames in the shape of `cell_tracking`; every cell is labelled."""
+    frames = [cell_phantom(card["size"], card["cells"], card["seed"], number) for number in range(card["frames"])]
+    items = []
+    for number, (image, label) in enumerate(frames):
+        store.count(image, label)
+        item = {"image": store.image(f"images/t{number:03d}.png", image)}
+        item["label"] = store.image(f"labels/t{number:03d}.tif", label)
+        item["ignore"] = store.image(f"ignore/t{number:03d}.png", np.zeros(image.shape, np.uint8))
+        items.append(item)
+    return {".": {title: items[first : last + 1] for title, (first, last) in card["split"].items()}}
+
+
+def decathlon(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
+    """Pairs of a Medical Segmentation Decathlon task, as far as they are present.
+
+    The split is drawn per case from a hash of (seed, case), so that it does not depend on which cases are present.
+    """
+    import nibabel as nib
+
+    assert archive is not None
+    lists: dict[str, list[Any]] = {title: [] for title in card["split"]["shares"]}
+    try:
+        pairs = json.loads((archive / "dataset.json").read_text(encoding="utf-8"))["training"]
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        problem = f"no list of training pairs in its dataset.json ({error})"
+        raise InputError(archive, problem, "Delete the folder and run again") from error
+    absent = unknown = 0
+    for pair in pairs:
+        image_path, path = (archive / pair[key] for key in ("image", "label"))
+        if not (image_path.is_file() and path.is_file()):
+            absent += 1
+            continue
+        case = path.name.removesuffix(".gz").removesuffix(".nii")
+        image, label = _read(image_path), _read(path)
+        _verify(path, card["pairs"].get(case), image, label)
+        unknown += case not in card["pairs"]
+        here, there = nib.load(image_path), nib.load(path)
+        if image.shape != label.shape or not np.allclose(here.affine, there.affine):  # type: ignore[attr-defined]
+            problem = f"another geometry than the image {image_path}: {label.shape} and {image.shape}, or the affine"
+            raise InputError(path, problem, "Delete the archive's folder and run again")
+        wrong = np.setdiff1d(label, list(card["labels"]))
+        if len(wrong):
+            raise InputError(path, f"labels beyond {list(card['labels'])}: {wrong[:5]}", "Delete it and run again")
+        store.count(image, label)
+        draw = int(hashlib.sha256(f"{card['split']['seed']}:{case}".encode()).hexdigest()[:13], 16) / 16**13
+        for title, share in card["split"]["shares"].items():
+            if draw < share:
+                lists[title].append({"image": str(image_path), "label": str(path)})
+                break
+            draw -= share
+    if not any(lists.values()):
+        raise InputError(archive, f"none of the {len(pairs)} listed pairs is there", "Delete the folder and run again")
+    if absent:
+        print(f"{absent} of {len(pairs)} listed pairs are not in the archive")
+    if unknown:
+        print(f"{unknown} pairs have no checksum in the card: geometry and labels were checked")
+    return {".": lists}
+
+
+LAYOUTS: dict[str, Layout] = {
+    "stack": stack,
+    "em_phantom": em_stack,
+    "cell_tracking": cell_tracking,
+    "cell_phantom": cells,
+    "decathlon": decathlon,
+}
