@@ -86,7 +86,7 @@ class ValidUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment ``x`` (B, C, *spatial) → logits (B, K, *spatial − 2 margin)."""
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
             for n in x.shape[2:]:
                 self.output_size(n)
         skips: list[Tensor] = []

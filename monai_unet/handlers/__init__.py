@@ -2,6 +2,7 @@
 
 from monai_unet.handlers.checkpoints import BestCheckpoint, load_network
 from monai_unet.handlers.pictures import Pictures
+from monai_unet.handlers.scores import Scores
 from monai_unet.handlers.tracking import Tracking
 
-__all__ = ["BestCheckpoint", "Pictures", "Tracking", "load_network"]
+__all__ = ["BestCheckpoint", "Pictures", "Scores", "Tracking", "load_network"]

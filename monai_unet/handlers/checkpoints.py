@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_unet.data.atomic import replacing
 from monai_unet.data.errors import InputError
 from monai_unet.networks import ValidUNet
 
@@ -21,7 +21,7 @@ __all__ = ["BestCheckpoint", "load_network"]
 class BestCheckpoint:
     """Keeps the network of the best validation, as a plain state dict (what MONAI bundles call ``model.pt``).
 
-    The file is written under a temporary name, synced and moved, so that a killed training leaves the previous best
+    The file is replaced at once, so that a killed training leaves the previous best
     untouched. Attach it to the evaluator that validates.
 
     Args:
@@ -51,22 +51,9 @@ class BestCheckpoint:
         value = float(engine.state.metrics[self.metric])
         if self.best is None or self.better(value, self.best):
             self.best = value
-            write_atomically(self.network.state_dict(), self.path)
+            with replacing(self.path) as partial:
+                torch.save(self.network.state_dict(), partial)
             logging.getLogger(__name__).info("%s %.5f is the best so far: %s", self.metric, value, self.path)
-
-
-def write_atomically(state: Any, path: Path) -> None:
-    """`torch.save` that leaves either the old file or the new one, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_network(path: str | os.PathLike[str], in_channels: int | None = None, spatial_dims: int = 2) -> ValidUNet:

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import Tensor
 
+from monai_unet.data.atomic import replacing
 from monai_unet.handlers.tracking import Tracking
 
 __all__ = ["Pictures"]
@@ -19,42 +20,36 @@ __all__ = ["Pictures"]
 class Pictures:
     """Draws the items of an engine's output, panel by panel, and adds the pictures to the MLflow run.
 
-    The panels: the image; the label; the weight map; the prediction as probability; and the image with the outlines
-    of label (yellow) and prediction (red). What an item lacks is left out. Of a stack the middle page is shown.
+    The panels: the image; the label; the weight map; the probability of the last class
+    (of the item ``probability``, else ``pred``); and the image with the outlines of label (yellow) and prediction
+    (red). What an item lacks is left out. Of a stack the middle page is shown.
 
     Args:
         folder: where the PNGs go; made when needed.
-        tracking: logs the pictures as artifacts, under ``pictures/``.
-        trainer: with it, one picture per validation (its first item), named by the trainer's epoch; without, one per
-            item, named after the image's file.
-        foreground: the class whose probability is drawn.
+        tracking: logs the pictures as artifacts, under ``pictures/``. While it follows a training, one picture is
+            drawn per validation (its first item), named by the epoch; else one per item, named after the image's file.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         tracking: Tracking | None = None,
-        trainer: Engine | None = None,
-        foreground: int = 1,
     ) -> None:
         self.folder = Path(folder)
         self.tracking = tracking
-        self.trainer = trainer
-        self.foreground = foreground
 
     def attach(self, engine: Engine) -> None:
-        event = Events.ITERATION_COMPLETED
-        engine.add_event_handler(event, self)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         state: Any = engine.state  # ignite types what a handler finds there as maybe absent
-        if self.trainer is not None and (state.iteration - 1) % state.epoch_length:
+        trainer = self.tracking.trainer if self.tracking else None
+        if trainer is not None and (state.iteration - 1) % state.epoch_length:
             return
-        for item in state.output:
-            if self.trainer is not None:
-                name = f"epoch_{self.trainer.state.epoch:04d}.png"
-            else:
-                name = f"{Path(item['image'].meta['filename_or_obj']).stem}.png"
+        for batch, output in zip(state.batch, state.output, strict=True):
+            item = {**batch, **output}
+            image = Path(item["image"].meta["filename_or_obj"])
+            name = f"{image.stem}.png" if trainer is None else f"epoch_{trainer.state.epoch:04d}.png"
             path = self.folder / name
             self._draw(item, path)
             if self.tracking is not None:
@@ -65,13 +60,13 @@ class Pictures:
 
         image = _page(item["image"], slice(None))
         image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
-        probability = _page(item["pred"], self.foreground)
+        probability = _page(item.get("probability", item["pred"]), -1)
         label = _page(item["label"], 0) if "label" in item else None
         panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [("image", image, {"cmap": "gray"})]
         if label is not None:
             panels.append(("label", label, {"cmap": "gray", "interpolation": "nearest"}))
-            if len(item["label"]) > 1:
-                panels.append(("weight", _page(item["label"], 1), {"cmap": "viridis"}))
+        if "weight" in item:
+            panels.append(("weight", _page(item["weight"], 0), {"cmap": "viridis"}))
         panels.append(("probability", probability, {"cmap": "gray", "vmin": 0, "vmax": 1}))
         panels.append(("outlines", image, {"cmap": "gray"}))
         figure = Figure(figsize=(4 * len(panels), 4.3), layout="constrained")
@@ -83,8 +78,8 @@ class Pictures:
         for mask, colour in ((label, "gold"), (probability, "red")):
             if mask is not None and np.ptp(mask) > 0:
                 axes[-1].contour(mask, [0.5], colors=colour, linewidths=0.7)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=80)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=80)
 
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:

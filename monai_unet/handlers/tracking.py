@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class Tracking(MLFlowHandler):
         """Add a file to the run's artifacts."""
         if self.cur_run is not None:
             self.client.log_artifact(self.cur_run.info.run_id, os.fspath(path), folder)
+
+    def log_series(self, name: str, values: Sequence[float]) -> None:
+        """Log numbers of one name, with their positions as steps."""
+        for step, value in enumerate(values):
+            self._log_metrics({name: value}, step=step)
 
     def _evaluated(self, engine: Engine) -> None:
         numbers = {name: value for name, value in engine.state.metrics.items() if isinstance(value, int | float)}

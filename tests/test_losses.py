@@ -1,0 +1,76 @@
+"""Eq. 1, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from monai_unet.losses import PixelWeightedCrossEntropyLoss
+
+# two classes, three pixels in a row: softmax (0.5, 0.5), (0.75, 0.25), (0.2, 0.8)
+LOGITS = torch.tensor([[0.0, math.log(3), 0.0], [0.0, 0.0, math.log(4)]]).reshape(1, 2, 1, 3)
+TARGET = torch.tensor([[1.0, 0.0, 0.0], [2.0, 3.0, 10.0]]).reshape(1, 2, 1, 3)
+SUMMANDS = [2 * math.log(2), 3 * math.log(4 / 3), 10 * math.log(5)]
+
+
+def test_each_summand_their_sum_and_their_weighted_mean():
+    none, total, mean = (PixelWeightedCrossEntropyLoss(reduction=r)(LOGITS, TARGET) for r in ("none", "sum", "mean"))
+    assert none.flatten().tolist() == pytest.approx(SUMMANDS, rel=1e-6)
+    assert none.shape == (1, 1, 3)
+    assert total.item() == pytest.approx(sum(SUMMANDS), rel=1e-6)
+    assert mean.item() == pytest.approx(sum(SUMMANDS) / 15, rel=1e-6)
+
+
+def test_without_a_weight_every_pixel_counts_once():
+    loss = PixelWeightedCrossEntropyLoss()(LOGITS, TARGET[:, :1])
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3) + math.log(5)) / 3, rel=1e-6)
+
+
+def test_the_default_is_torchs_class_weighted_mean_when_weights_follow_the_class():
+    torch.manual_seed(0)
+    logits, index, w = torch.randn(2, 3, 4, 5, 6), torch.randint(0, 3, (2, 4, 5, 6)), torch.tensor([1.0, 2.0, 5.0])
+    ours = PixelWeightedCrossEntropyLoss()(logits, torch.stack([index.float(), w[index]], dim=1))
+    assert ours.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, index, weight=w).item(), rel=1e-5)
+
+
+def test_weight_zero_is_ignored_whatever_stands_there():
+    """Neither loss nor gradient hears of a pixel of weight 0: not its logits, not even infinite ones, nor its index."""
+    logits = LOGITS.clone()
+    logits[0, :, 0, 2] = torch.tensor([math.inf, -math.inf])
+    target = TARGET.clone()
+    target[0, :, 0, 2] = torch.tensor([255.0, 0.0])
+    logits.requires_grad_()
+    loss = PixelWeightedCrossEntropyLoss()(logits, target)
+    assert loss.item() == pytest.approx(sum(SUMMANDS[:2]) / 5, rel=1e-6)
+    finite = LOGITS.clone().requires_grad_()
+    PixelWeightedCrossEntropyLoss()(finite, target).backward()
+    assert finite.grad[..., 2].abs().max() == 0
+
+
+def test_nothing_to_learn_from_is_zero_loss():
+    target = TARGET.clone()
+    target[:, 1] = 0
+    logits = LOGITS.clone().requires_grad_()
+    loss = PixelWeightedCrossEntropyLoss()(logits, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 3), (1, 1, 3), (1, 1, 1, 4), (2, 1, 1, 3)])
+def test_a_target_that_does_not_fit(shape):
+    with pytest.raises(ValueError, match=r"target of shape \(.*\) does not fit logits of shape \(1, 2, 1, 3\)"):
+        PixelWeightedCrossEntropyLoss()(LOGITS, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("index", [2, -1])
+def test_a_class_that_is_not_there(index):
+    with pytest.raises(ValueError, match=r"class indices from .* logits of 2 classes allow 0 to 1"):
+        PixelWeightedCrossEntropyLoss()(LOGITS, torch.full((1, 1, 1, 3), index))
+
+
+def test_an_unknown_reduction():
+    with pytest.raises(ValueError, match="reduction is 'avg'; it must be"):
+        PixelWeightedCrossEntropyLoss(reduction="avg")
