@@ -1,0 +1,31 @@
+"""The measures of the paper's two tables: the ISBI 2012 errors and the Cell Tracking Challenge's SEG."""
+
+from monai_unet.metrics.cell_tracking import (
+    MergesAndSplits,
+    SegMeasure,
+    det_measure,
+    merges_and_splits,
+    seg_measure,
+)
+from monai_unet.metrics.isbi import (
+    PixelError,
+    RandError,
+    WarpingError,
+    pixel_error,
+    rand_error,
+    warping_error,
+)
+
+__all__ = [
+    "MergesAndSplits",
+    "PixelError",
+    "RandError",
+    "SegMeasure",
+    "WarpingError",
+    "det_measure",
+    "merges_and_splits",
+    "pixel_error",
+    "rand_error",
+    "seg_measure",
+    "warping_error",
+]

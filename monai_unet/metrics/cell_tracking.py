@@ -1,0 +1,196 @@
+"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), and what the weight map must lower: merged cells.
+
+SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959. All of them start from
+the pixels that reference and predicted objects share, counted once per image. `py-ctcmetrics` gives the same
+numbers for files on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.config import NdarrayOrTensor
+from monai.metrics import CumulativeIterationMetric
+from monai.utils import convert_to_numpy
+
+__all__ = ["MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
+
+Frames = NdarrayOrTensor | Sequence[NdarrayOrTensor]
+
+
+class _Overlaps(NamedTuple):
+    """The objects of one frame, numbered from 0 in the order of their ids, and each pair that shares pixels."""
+
+    reference_size: np.ndarray  # (objects,) pixels
+    prediction_size: np.ndarray  # (objects,) pixels
+    reference: np.ndarray  # (pairs,) number of the reference object
+    prediction: np.ndarray  # (pairs,) number of the predicted object
+    shared: np.ndarray  # (pairs,) pixels
+
+    @property
+    def matched(self) -> np.ndarray:
+        """(pairs,) whether the pair shares more than half of the reference object; at most one pair of each does."""
+        return 2 * self.shared > self.reference_size[self.reference]
+
+
+def _instances(name: str, image: NdarrayOrTensor) -> np.ndarray:
+    array: np.ndarray = convert_to_numpy(image)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{name} has shape {array.shape}: give (H, W) or (Z, H, W), or a list of such frames.")
+    whole = array.dtype.kind != "f" or (np.isfinite(array) & (array == np.trunc(array))).all()
+    if not whole or not (array >= 0).all():
+        raise ValueError(
+            f"{name} has values in [{array.min()}, {array.max()}], {array.dtype}: instance ids are whole numbers, "
+            "0 for background; label the objects of a probability map first."
+        )
+    return array
+
+
+def _overlaps(reference: np.ndarray, prediction: np.ndarray, ignore: np.ndarray | None) -> _Overlaps:
+    if reference.shape != prediction.shape or (ignore is not None and ignore.shape != reference.shape):
+        shapes = f"reference {reference.shape}, prediction {prediction.shape}"
+        shapes += "" if ignore is None else f", ignore {ignore.shape}"
+        raise ValueError(f"{shapes}: the shapes must be equal; crop or pad the prediction to the reference.")
+    if ignore is not None:
+        prediction = np.where((ignore != 0) & (reference == 0), 0, prediction)
+    reference_ids, reference_size = np.unique(reference[reference > 0], return_counts=True)
+    prediction_ids, prediction_size = np.unique(prediction[prediction > 0], return_counts=True)
+    both = (reference > 0) & (prediction > 0)
+    row = np.searchsorted(reference_ids, reference[both])
+    column = np.searchsorted(prediction_ids, prediction[both])
+    pairs, shared = np.unique(row * len(prediction_ids) + column, return_counts=True)
+    row, column = np.divmod(pairs, len(prediction_ids))
+    return _Overlaps(reference_size, prediction_size, row, column, shared)
+
+
+def _per_frame(reference: Frames, prediction: Frames, ignore: Frames | None) -> Iterator[_Overlaps]:
+    def frames(images: Frames) -> list[NdarrayOrTensor]:
+        return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+    references, predictions = frames(reference), frames(prediction)
+    ignores = [None] * len(references) if ignore is None else frames(ignore)
+    if not len(references) == len(predictions) == len(ignores):
+        raise ValueError(
+            f"reference has {len(references)} frames, prediction {len(predictions)}, ignore {len(ignores)}: "
+            "give one of each per frame."
+        )
+    for r, p, i in zip(references, predictions, ignores, strict=True):
+        mask = None if i is None else convert_to_numpy(i)
+        yield _overlaps(_instances("reference", r), _instances("prediction", p), mask)
+
+
+def _seg_sum(overlaps: _Overlaps) -> tuple[float, int]:
+    """The sum of the matches' Jaccard indices, and the number of reference objects."""
+    sizes = overlaps.reference_size[overlaps.reference] + overlaps.prediction_size[overlaps.prediction]
+    jaccard = overlaps.shared / (sizes - overlaps.shared)
+    return float(jaccard[overlaps.matched].sum()), len(overlaps.reference_size)
+
+
+def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
+    """SEG: the mean over all reference objects of the Jaccard index with the predicted object that matches.
+
+    A predicted object S matches a reference object R when |R ∩ S| > |R| / 2, strictly; an unmatched R counts 0.
+    Predicted objects without a reference cost nothing.
+
+    Args:
+        reference: instance ids, 0 for background, any gaps: (H, W), or (Z, H, W) for a volume, whose ids hold
+            across Z. A list or tuple is a sequence of frames, each with ids of its own: pass a time series so.
+        prediction: as reference, the same shapes; the ids need not correspond.
+        ignore: as reference, true or nonzero where the reference says nothing, such as cells that a partly
+            annotated frame leaves unlabelled. Predicted pixels there count as background, except inside reference
+            objects, which always count whole.
+
+    Returns:
+        SEG in [0, 1], over all objects of all frames together; **nan when there is no reference object at all**,
+        where the mean does not exist (`py-ctcmetrics` says 0). Frames without objects add nothing.
+
+    Raises:
+        ValueError: shapes or numbers of frames differ, an image is not 2-D or 3-D, ids are negative or fractional.
+    """
+    sums = [_seg_sum(overlaps) for overlaps in _per_frame(reference, prediction, ignore)]
+    objects = sum(count for _, count in sums)
+    return sum(score for score, _ in sums) / objects if objects else float("nan")
+
+
+def det_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
+    """DET: 1 - the cost of correcting the detections over the cost of adding all of them, at most 1.
+
+    A missed reference object costs 10, a surplus predicted object 1, and each further reference object that one
+    predicted object matches 5; adding a reference object costs 10. Matches, arguments and errors as
+    :func:`seg_measure`. The challenge takes DET on its tracking markers (`TRA`), not on the `SEG` masks: name which
+    were used. Without a reference object it is nan.
+    """
+    cost = objects = 0
+    for overlaps in _per_frame(reference, prediction, ignore):
+        matches = np.bincount(overlaps.prediction[overlaps.matched], minlength=len(overlaps.prediction_size))
+        missed = len(overlaps.reference_size) - int(matches.sum())
+        cost += 10 * missed + int((matches == 0).sum()) + 5 * int(np.maximum(matches - 1, 0).sum())
+        objects += len(overlaps.reference_size)
+    return 1 - min(cost, 10 * objects) / (10 * objects) if objects else float("nan")
+
+
+class MergesAndSplits(NamedTuple):
+    """Numbers of reference cells; see :func:`merges_and_splits`."""
+
+    merged: int
+    split: int
+
+
+def merges_and_splits(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> MergesAndSplits:
+    """Count the reference cells that the prediction merges with others, and those that it splits.
+
+    - **merged**: cells of which one predicted object covers more than half, while that same object also covers more
+      than half of another cell. Three cells under one object are three merged cells.
+    - **split**: cells that hold two or more predicted objects, each with more than half of its own pixels in the
+      cell, whatever their size.
+
+    A cell may be both. Arguments and errors as :func:`seg_measure`; with `ignore`, predicted pixels there do not
+    count towards a predicted object's size either. Frames are summed.
+    """
+    merged = split = 0
+    for overlaps in _per_frame(reference, prediction, ignore):
+        covered = np.bincount(overlaps.prediction[overlaps.matched])
+        merged += int(covered[covered >= 2].sum())
+        inside = 2 * overlaps.shared > overlaps.prediction_size[overlaps.prediction]
+        split += int((np.bincount(overlaps.reference[inside]) >= 2).sum())
+    return MergesAndSplits(merged, split)
+
+
+class SegMeasure(CumulativeIterationMetric):
+    """:func:`seg_measure` as a MONAI metric over images that come one batch at a time.
+
+    Called with `y_pred`, (B, 1, *spatial) predicted instance ids, and `y`, (B, 1, *spatial) reference ids, or
+    (B, 2, *spatial) with the mask to ignore as second channel; or with lists of such items without B, which may
+    differ in size. `aggregate()` gives SEG over all objects of all images, float64; `get_buffer()`, which
+    :class:`monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, SEG of each image,
+    float64 (N, 1), nan where it has no reference object.
+
+    Raises:
+        ValueError: as :func:`seg_measure`; channels are not as above; `aggregate()` before any image.
+    """
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        if y is None or y.shape[1] not in (1, 2) or y_pred.shape[1] != 1:
+            raise ValueError(
+                f"y_pred has shape {tuple(y_pred.shape)} and y {None if y is None else tuple(y.shape)}: give y_pred "
+                "1 channel of instance ids, and y 1 channel of ids or 2 (ids, mask to ignore)."
+            )
+        sums = []
+        for p, r in zip(y_pred, y, strict=True):
+            (overlaps,) = _per_frame(r[0], p[0], r[1] if len(r) == 2 else None)
+            sums.append(_seg_sum(overlaps))
+        return torch.tensor(sums, dtype=torch.float64)
+
+    def get_buffer(self) -> torch.Tensor | None:
+        sums = super().get_buffer()
+        return None if sums is None else sums[:, :1] / sums[:, 1:]
+
+    def aggregate(self) -> torch.Tensor:
+        sums = super().get_buffer()
+        if sums is None:
+            raise ValueError("SegMeasure has seen no image: call it before aggregate().")
+        total = sums.sum(dim=0)
+        return total[0] / total[1]
