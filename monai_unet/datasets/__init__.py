@@ -6,12 +6,14 @@ name; a card names the layout (``kind``) that reads it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
+from monai.data import load_decathlon_datalist
 from tqdm import tqdm
 
 from monai_unet.data.errors import InputError
@@ -19,7 +21,7 @@ from monai_unet.datasets.archive import find_archive
 from monai_unet.datasets.layouts import LAYOUTS
 from monai_unet.datasets.store import Store
 
-__all__ = ["cards", "prepare"]
+__all__ = ["cards", "datalist", "default_folder", "identity", "prepare"]
 
 
 def cards() -> dict[str, dict[str, Any]]:
@@ -28,6 +30,46 @@ def cards() -> dict[str, dict[str, Any]]:
     folder = package / "cards" if (package / "cards").is_dir() else package.parent / "datasets"
     found = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.yaml"))}
     return {name: {"name": name, **card} for name, card in found.items()}
+
+
+def _root(root: str | os.PathLike[str] | None = None) -> Path:
+    return Path(root or os.environ.get("MONAI_UNET_DATA") or "~/.cache/monai_unet").expanduser().absolute()
+
+
+def default_folder(name: str) -> Path:
+    """Where `prepare(name)` puts dataset.json unless told otherwise: beside the archive."""
+    return (_root() / cards()[name]["folder"]).parent / name
+
+
+def datalist(folder: str | os.PathLike[str], split: str) -> list[dict[str, Any]]:
+    """One list of a prepared folder's dataset.json, with absolute paths; what a bundle trains or tests on.
+
+    Raises:
+        InputError: no dataset.json there, not JSON, or without such a list.
+    """
+    file, lists = _document(folder)
+    if not isinstance(lists.get(split), list):
+        known = ", ".join(key for key, value in lists.items() if isinstance(value, list))
+        raise InputError(file, f"it has no list {split!r}, only {known or 'none'}", "Name one of these, or add it")
+    return load_decathlon_datalist(file, True, split)
+
+
+def identity(folder: str | os.PathLike[str]) -> str:
+    """Name and checksum of a prepared dataset, for the record; the file's own checksum where it tells none."""
+    file, document = _document(folder)
+    checksum = document.get("checksum") or hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{document.get('name', 'dataset.json')} sha256:{checksum}"
+
+
+def _document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    file = Path(folder) / "dataset.json"
+    if not file.is_file():
+        cure = "Run python -m monai_unet.datasets prepare NAME, or write one, and give its folder as --dataset_dir"
+        raise InputError(file, "there is no such datalist", cure)
+    try:
+        return file, dict(json.loads(file.read_bytes()))
+    except ValueError as error:
+        raise InputError(file, f"it is not a JSON datalist ({error})", "Prepare the dataset again") from error
 
 
 def prepare(
@@ -53,8 +95,7 @@ def prepare(
     if name not in known:
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(known)}")
     card = known[name]
-    base = Path(root or os.environ.get("MONAI_UNET_DATA") or "~/.cache/monai_unet").expanduser().absolute()
-    folder = base / card["folder"]
+    folder = _root(root) / card["folder"]
     target = Path(output).expanduser().absolute() if output else folder.parent / name
     archive = find_archive(card, folder) if "url" in card else None
     about = {key: card[key] for key in ("name", "description", "licence", "citation", "labels")}

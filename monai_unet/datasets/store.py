@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from monai_unet.data.atomic import replacing
 
 __all__ = ["Store", "load", "sha256"]
 
@@ -66,16 +67,8 @@ class Store:
         """Write a file unless it is there with the same bytes: temporary name, sync, move. Returns its path."""
         path = self.folder / name
         if not (path.is_file() and path.read_bytes() == data):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            try:
-                with part.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+            with replacing(path) as part:
+                part.write_bytes(data)
         return str(path)
 
     def image(self, name: str, array: np.ndarray) -> str:
