@@ -1,12 +1,17 @@
 """Files in, files out: readers that let no bad input pass."""
 
+from monai_unet.data.dicom import DicomSeriesReader
 from monai_unet.data.errors import InputError
 from monai_unet.data.microscopy import MicroscopyReader, MicroscopyWriter, check_images, list_images
+from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
 
 __all__ = [
+    "CheckedVolumeReader",
+    "DicomSeriesReader",
     "InputError",
     "MicroscopyReader",
     "MicroscopyWriter",
     "check_images",
+    "check_volume_pairs",
     "list_images",
 ]

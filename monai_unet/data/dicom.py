@@ -75,11 +75,16 @@ class DicomSeriesReader(ImageReader):
     def get_data(self, img: Sequence[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """The volume, shape (columns, rows, slices), and its metadata."""
         try:
-            from highdicom.spatial import convert_affine_to_convention, create_affine_matrix_from_attributes
+            import highdicom  # noqa: F401
         except ImportError as error:
             raise ImportError('DICOM needs pydicom and highdicom: pip install "monai_unet[dicom]"') from error
-
         path = img[0] if len(img) == 1 else str(Path(img[0]).parent)
+        with _reading(path):
+            return self._load(path, img)
+
+    def _load(self, path: str, img: Sequence[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        from highdicom.spatial import convert_affine_to_convention, create_affine_matrix_from_attributes
+
         headers = _choose(path, _headers(path, img), self.series)
         planes: list[Plane] = []
         frames: list[tuple[str, int]] = []
@@ -92,8 +97,7 @@ class DicomSeriesReader(ImageReader):
             raise InputError(path, f"{len(headers)} multi-frame files in one series", "Give one of the files")
         order, spacing = stack(path, planes)
         if self.check_count:
-            with _reading(path):
-                check_count(path, len(planes), list(headers.values()))
+            check_count(path, len(planes), list(headers.values()))
 
         pixels = {source: _pixels(source, planes[0].size) for source in headers}
         volume = np.stack([pixels[frames[i][0]][frames[i][1]] for i in order])
@@ -136,14 +140,18 @@ def read_dataset(source: str, stop_before_pixels: bool = False) -> Dataset:
 @contextmanager
 def _reading(source: str) -> Iterator[None]:
     """What a damaged file makes the libraries raise becomes an InputError, without their text: it may quote names."""
+    log = logging.getLogger("pydicom")
+    enabled, log.disabled = not log.disabled, True  # its words on odd values quote them, here and in the warnings
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's word on odd values quotes them
+            warnings.simplefilter("ignore")
             yield
     except InputError:
         raise
     except Exception as error:
         raise InputError(source, f"not readable as DICOM ({type(error).__name__})", EXPORT_AGAIN) from error
+    finally:
+        log.disabled = not enabled
 
 
 def _bytes(source: str) -> bytes:
@@ -246,19 +254,17 @@ def _pixels(source: str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     from highdicom import Image
 
     dataset = read_dataset(source)
+    _check_stored(source, dataset)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _check_stored(source, dataset)
-            pixels: npt.NDArray[np.float32] = Image.from_dataset(dataset, copy=False).get_frames(
-                dtype=np.float32,
-                apply_real_world_transform=False,
-                apply_palette_color_lut=False,
-                apply_icc_profile=False,
-            )
-    except InputError:
-        raise
-    except Exception as error:
+        pixels: npt.NDArray[np.float32] = Image.from_dataset(dataset, copy=False).get_frames(
+            dtype=np.float32,
+            apply_real_world_transform=False,
+            apply_palette_color_lut=False,
+            apply_icc_profile=False,
+        )
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of pylibjpeg's Rust decoder
+            raise
         raise InputError(source, f"the pixels do not decode ({type(error).__name__}: {error})", EXPORT_AGAIN) from error
     if pixels.shape[1:] != size or not np.isfinite(pixels).all():
         raise InputError(source, f"the pixels decode to {pixels.shape[1:]}, or to NaN or Inf", EXPORT_AGAIN)

@@ -112,6 +112,7 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
         rescale=rescale,
         thickness=None if thickness is None else float(thickness),
         common={
+            "StudyInstanceUID": dataset.get("StudyInstanceUID"),
             "FrameOfReferenceUID": dataset.get("FrameOfReferenceUID"),
             "PhotometricInterpretation": photometric,
             "BitsStored": dataset.get("BitsStored") if photometric == "MONOCHROME1" else None,

@@ -577,7 +577,8 @@ def _fuzz(tmp_path_factory: pytest.TempPathFactory, examples: int, syntax: Any) 
         np.testing.assert_allclose(corners @ found["affine"].T, corners @ meta["affine"].T, rtol=0, atol=0.03)
         others = [k for k in range(3) if k != which]
         np.testing.assert_array_equal(array[..., others], expected[..., others])
-        assert kind[0] is None or len(damage(originals[which], *kind)) == len(originals[which])
+        if not kind[1]:  # a cut alone: only one behind the last pixel, in the closing tag, can go through
+            np.testing.assert_array_equal(array, expected)
 
     check()
 

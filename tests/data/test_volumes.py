@@ -1,0 +1,365 @@
+"""NIfTI, NRRD and MetaImage: what loads has the right world positions; everything else says what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from monai.data import NibabelReader
+from monai.transforms import LoadImaged
+
+from monai_unet.data.errors import InputError
+from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
+
+SHAPE = (7, 6, 5)
+SPACING = np.array([0.8, 0.7, 2.5])
+ORIGIN = np.array([-12.5, 31.25, -40.0])
+DATA = np.arange(math.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+FORMATS = ("a.nii", "a.nii.gz", "raw.nrrd", "gzip.nrrd", "raw.mha", "zlib.mha")
+
+
+def oblique() -> np.ndarray:
+    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
+    return turned * np.sign(np.linalg.det(turned))
+
+
+def affine_of(rotation: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation * SPACING, ORIGIN
+    return affine
+
+
+def write(path: Path, rotation: np.ndarray | None = None, data: np.ndarray = DATA) -> Path:
+    """The volume whose index (i, j, k) lies at rotation @ (spacing * index) + origin, RAS mm."""
+    rotation = np.eye(3) if rotation is None else rotation
+    if path.name.endswith((".nii", ".nii.gz")):
+        image = nib.Nifti1Image(data, affine_of(rotation))
+        image.header.set_xyzt_units("mm")
+        image.set_qform(image.affine, code=1)
+        image.set_sform(image.affine, code=1)
+        nib.save(image, path)
+        return path
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.GetImageFromArray(data.T)
+    flip = np.diag([-1.0, -1, 1])  # ITK counts in LPS
+    image.SetSpacing(SPACING.tolist())
+    image.SetOrigin((flip @ ORIGIN).tolist())
+    image.SetDirection((flip @ rotation).ravel().tolist())
+    sitk.WriteImage(image, path, path.stem in ("gzip", "zlib"))
+    return path
+
+
+def load(path: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = CheckedVolumeReader(**options)
+    return reader.get_data(reader.read(str(path)))
+
+
+def _axis_aligned() -> list[np.ndarray]:
+    """The 24 rotations by right angles."""
+    signed = [np.diag(s) @ np.eye(3)[list(p)] for p in itertools.permutations(range(3))
+              for s in itertools.product((1, -1), repeat=3)]  # fmt: skip
+    return [m for m in signed if np.linalg.det(m) > 0]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_world_coordinates(tmp_path: Path, name: str) -> None:
+    for rotation in [*_axis_aligned(), oblique()]:
+        array, meta = load(write(tmp_path / name, rotation))
+        np.testing.assert_array_equal(array, DATA)
+        np.testing.assert_allclose(meta["affine"], affine_of(rotation), rtol=0, atol=1e-3 / max(SHAPE))
+    assert (meta["space"], meta["original_channel_dim"]) == ("RAS", "no_channel")
+    assert tuple(meta["spatial_shape"]) == array.shape == SHAPE
+    assert array.dtype == np.int16
+
+
+@pytest.mark.parametrize("name", ["b.nhdr", "b.mhd"])
+def test_voxels_beside_the_header(tmp_path: Path, name: str) -> None:
+    array, meta = load(write(tmp_path / name, oblique()))
+    np.testing.assert_array_equal(array, DATA)
+    np.testing.assert_allclose(meta["affine"], affine_of(oblique()), atol=1e-6)
+    (tmp_path / "b.raw").write_bytes((tmp_path / "b.raw").read_bytes() + b"x")
+    with pytest.raises(InputError, match="421 bytes of voxels where the header says 420: followed by other data"):
+        load(tmp_path / name)
+    (tmp_path / "b.raw").unlink()
+    with pytest.raises(InputError, match=r"should lie in one file b.raw, which is not there"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_nifti_equals_nibabel_reader(tmp_path: Path, big_endian: bool) -> None:
+    image = nib.Nifti1Image(DATA, affine_of(oblique()), nib.Nifti1Header(endianness=">") if big_endian else None)
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "a.nii.gz")
+    array, meta = load(tmp_path / "a.nii.gz")
+    oracle = NibabelReader()
+    expected, expected_meta = oracle.get_data(oracle.read(str(tmp_path / "a.nii.gz")))
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(meta["affine"], expected_meta["affine"])
+    np.testing.assert_array_equal(array, DATA * 0.5 - 3)
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI registers all its readers and one warns
+def test_load_imaged(tmp_path: Path) -> None:
+    transform = LoadImaged("image", reader=CheckedVolumeReader(), ensure_channel_first=True)
+    assert transform({"image": write(tmp_path / "a.nii")})["image"].shape == (1, *SHAPE)
+    path = write(tmp_path / "b.nii", data=np.full(SHAPE, np.nan, np.float32))
+    with pytest.raises(InputError, match="210 of 210 voxels are NaN or Inf"):
+        transform({"image": path})
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
+
+
+def _nifti(
+    edit: Callable[[nib.Nifti1Image], Any], name: str = "a.nii", data: np.ndarray = DATA
+) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        image = nib.load(write(folder / name, data=data))
+        image.header["vox_offset"] = 352  # nibabel forgets it on loading
+        edit(image)
+        raw = image.header.binaryblock
+        path = folder / name
+        opener = gzip.open if name.endswith(".gz") else open
+        with opener(path, "rb") as file:
+            content = file.read()
+        with opener(path, "wb") as file:
+            file.write(raw + content[len(raw) :])
+        return path
+
+    return build
+
+
+def _header(**values: Any) -> Callable[[nib.Nifti1Image], None]:
+    def edit(image: nib.Nifti1Image) -> None:
+        for key, value in values.items():
+            image.header[key] = value
+
+    return edit
+
+
+def _bytes(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        path = write(folder / name)
+        path.write_bytes(change(path.read_bytes()))
+        return path
+
+    return build
+
+
+def _flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+
+
+def _values(value: Any, name: str = "a.nii") -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        data = DATA.astype(np.float32)
+        data[1, 2, 3] = value
+        return write(folder / name, data=data)
+
+    return build
+
+
+def _shear(image: nib.Nifti1Image) -> None:
+    affine = image.affine.copy()
+    affine[0, 2] += 0.5
+    image.header.set_qform(None, code=0)
+    image.header.set_sform(affine, code=1)
+
+
+def _other_qform(image: nib.Nifti1Image) -> None:
+    affine = image.affine.copy()
+    affine[0, 3] += 0.2
+    image.header.set_qform(affine, code=1)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "NaN": (_values(np.nan), "1 of 210 voxels are NaN or Inf"),
+    "Inf": (_values(np.inf), "1 of 210 voxels are NaN or Inf"),
+    "NaN in NRRD": (_values(np.nan, "raw.nrrd"), "1 of 210 voxels are NaN or Inf"),
+    "NaN in MetaImage": (_values(-np.inf, "zlib.mha"), "1 of 210 voxels are NaN or Inf"),
+    "slope Inf": (_nifti(_header(scl_slope=np.inf)), "scl_slope is Inf"),
+    "zero voxel size": (_nifti(_header(pixdim=[1, 0, 0.7, 2.5, 0, 0, 0, 0])), r"voxel size 0 x 0.7 x 2.5 mm"),
+    "NaN voxel size": (_nifti(_header(pixdim=[1, 0.8, np.nan, 2.5, 0, 0, 0, 0])), r"voxel size 0.8 x nan x 2.5 mm"),
+    "negative voxel size": (_nifti(_header(pixdim=[1, 0.8, -0.7, 2.5, 0, 0, 0, 0])), "voxel size 0.8 x -0.7"),
+    "zero affine": (_nifti(_header(srow_x=0, srow_y=0, srow_z=0)), "voxel size 0 x 0 x 0 mm in the affine"),
+    "NaN affine": (_nifti(_header(srow_x=[0.8, 0, 0, np.nan])), "the affine holds NaN or Inf"),
+    "singular affine": (
+        _nifti(_header(srow_y=[0, 0, 0, 0], srow_x=[0.8, 0.7, 0, 0])), "sheared or singular affine: .* 0 degrees"
+    ),
+    "shear": (_nifti(_shear), r"sheared or singular affine: its axes meet at 78.69 degrees"),
+    "sform and qform": (_nifti(_other_qform), r"sform and qform disagree by up to 0.2 mm. Delete the wrong one"),
+    "pixdim and sform": (
+        _nifti(_header(qform_code=0, pixdim=[1, 1, 1, 1, 0, 0, 0, 0])),
+        r"pixdim says voxels of 1 x 1 x 1 mm, the affine 0.8 x 0.7 x 2.5 mm",
+    ),
+    "no orientation": (_nifti(_header(qform_code=0, sform_code=0)), "neither sform nor qform is set"),
+    "metres": (_nifti(lambda image: image.header.set_xyzt_units("meter")), "lengths in meter, not mm"),
+    "4-D": (lambda f: write(f / "a.nii", data=np.zeros((*SHAPE, 2))), r"4-D, shape \(7, 6, 5, 2\), where 3-D"),
+    "2-D": (lambda f: write(f / "a.nii", data=np.zeros((7, 6), np.int16)), r"2-D, shape \(7, 6\), where 3-D"),
+    "RGB": (
+        lambda f: write(f / "a.nii", data=np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not one number"
+    ),
+    "truncated .nii": (_bytes("a.nii", lambda c: c[:-9]), r"763 bytes where the header says 772: truncated"),
+    "truncated header": (_bytes("a.nii", lambda c: c[:200]), r"not readable"),
+    "trailing .nii": (_bytes("a.nii", lambda c: c + b"more"), "776 bytes where the header says 772: followed by"),
+    "truncated .nii.gz": (_bytes("a.nii.gz", lambda c: c[:-20]), "truncated or damaged: Compressed file ended"),
+    "no trailer": (_bytes("a.nii.gz", lambda c: c[:-4]), "truncated or damaged: Compressed file ended"),
+    "CRC of .nii.gz": (_bytes("a.nii.gz", lambda c: _flip(c, len(c) - 6)), "truncated or damaged: CRC check failed"),
+    "trailing .nii.gz": (_bytes("a.nii.gz", lambda c: c + b"more"), "truncated or damaged: Not a gzipped file"),
+    "truncated NRRD": (_bytes("raw.nrrd", lambda c: c[:-9]), "not readable|truncated"),
+    "trailing NRRD": (_bytes("raw.nrrd", lambda c: c + b"more"), "424 bytes of voxels where .* 420: followed"),
+    "CRC of gzip NRRD": (_bytes("gzip.nrrd", lambda c: _flip(c, len(c) - 6)), "damaged: Error -3 .* incorrect data"),
+    "trailing gzip NRRD": (_bytes("gzip.nrrd", lambda c: c + b"more"), "other data follow"),
+    "NRRD without space": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is None, no anat"
+    ),
+    "NRRD without directions": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"space directions", b"# directions")), "no space directions: the"
+    ),
+    "truncated MetaImage": (_bytes("raw.mha", lambda c: c[:-9]), "not readable|truncated"),
+    "checksum of MetaImage": (_bytes("zlib.mha", lambda c: _flip(c, len(c) - 2)), "damaged: Error -3"),
+    "trailing MetaImage": (_bytes("raw.mha", lambda c: c + b"more"), "424 bytes of voxels where the header says 420"),
+    "MetaImage without offset": (_bytes("raw.mha", lambda c: c.replace(b"Offset", b"Offsat")), "no Offset: the geom"),
+    "zero spacing in MetaImage": (
+        _bytes("raw.mha", lambda c: c.replace(b"ing = 0.80000000000000004", b"ing = 0")), "not readable|voxel size"
+    ),
+    "empty file": (_bytes("a.nii.gz", lambda c: b""), "not readable"),
+    "another format": (lambda f: write(f / "a.nii").rename(f / "a.img"), "not named as NIfTI, NRRD or MetaImage"),
+    "missing": (lambda f: f / "none.nii", "not readable .FileNotFoundError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, tmp_path: Path) -> None:
+    build, message = REFUSED[name]
+    path = build(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        load(path)
+    assert caught.value.path == str(path)
+
+
+def test_trailing_axis_of_one_is_dropped(tmp_path: Path) -> None:
+    array, _ = load(write(tmp_path / "a.nii", data=DATA[..., None, None]))
+    np.testing.assert_array_equal(array, DATA)
+
+
+def test_one_volume_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one of 2 files where one volume is due"):
+        CheckedVolumeReader().get_data((str(tmp_path / "a.nii"), str(tmp_path / "b.nii")))
+
+
+def _labels(folder: Path, name: str = "label.nii.gz", change: Any = None, **options: Any) -> dict[str, str]:
+    data = (DATA % 3).astype(np.float32)
+    if change is not None:
+        data[1, 1, 1] = change
+    return {"image": str(write(folder / "image.nii")), "label": str(write(folder / name, data=data, **options))}
+
+
+def test_pairs(tmp_path: Path) -> None:
+    good = _labels(tmp_path)
+    check_volume_pairs([good], [0, 1, 2])
+    mixed = {"image": good["image"], "label": str(write(tmp_path / "gzip.nrrd", data=(DATA % 3).astype(np.uint8)))}
+    check_volume_pairs([mixed], [0, 1, 2])
+
+    def refuse(item: dict[str, str], message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            check_volume_pairs([good, item], [0, 1, 2])
+        assert item["image"] in str(caught.value)
+        assert item["label"] in str(caught.value)
+
+    refuse(
+        _labels(tmp_path, "fraction.nii", 0.5), r"fraction.nii: 1 fractional label values, such as 0.5 \(paired with"
+    )
+    refuse(_labels(tmp_path, "strange.nii", 7), r"label values \[7\] besides \[0, 1, 2\]")
+    refuse(
+        _labels(tmp_path, "turned.nii", rotation=oblique()), r"turned.nii: the affine puts corners up to [\d.]+ mm from"
+    )
+    small = str(write(tmp_path / "small.nii", data=np.zeros((7, 6, 4), np.uint8)))
+    refuse({**good, "label": small}, r"small.nii: shape \(7, 6, 4\), but its image .* has \(7, 6, 5\)")
+    broken = _bytes("broken.nii", lambda c: c[:-1])(tmp_path)
+    refuse({**good, "image": str(broken)}, r"broken.nii: 771 bytes .* \(paired with .*label.nii.gz\)")
+
+
+def test_real_hippocampus() -> None:
+    if "MONAI_UNET_DATA" not in os.environ:
+        pytest.skip("MONAI_UNET_DATA is not set: the real files are not here")
+    root = Path(os.environ["MONAI_UNET_DATA"]) / "msd" / "Task04_Hippocampus"
+    names = sorted(p.name for p in (root / "labelsTr").glob("hippo*.nii.gz"))[:10]
+    items = [{"image": root / "imagesTr" / name, "label": root / "labelsTr" / name} for name in names]
+    check_volume_pairs(items, [0, 1, 2])
+    oracle = NibabelReader()
+    expected, meta = oracle.get_data(oracle.read(str(items[0]["image"])))
+    array, found = load(items[0]["image"])
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(found["affine"], meta["affine"])
+    with pytest.raises(InputError, match=r"label values \[2\] besides \[0, 1\]"):
+        check_volume_pairs(items, [0, 1])
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+places = st.floats(0, 1, exclude_max=True)
+damages = st.tuples(st.none() | places, st.lists(st.tuples(places, st.integers(1, 255)), max_size=3)).filter(
+    lambda d: d[0] is not None or d[1]
+)
+# The only record of the geometry in these text headers: another number there is another valid file.
+NUMBERS = (b"space directions:", b"space origin:", b"space:", b"TransformMatrix =", b"Offset =", b"ElementSpacing =")
+
+
+def _free(content: bytes, place: int) -> bool:
+    line = content.rfind(b"\n", 0, place) + 1
+    key = next((n for n in NUMBERS if content[line:].startswith(n)), None)
+    return key is None or place < line + len(key) or content[place : place + 1] == b"\n"
+
+
+def _fuzz(folder: Path, name: str, examples: int) -> None:
+    path = write(folder / name, oblique())
+    original = path.read_bytes()
+    text = not name.endswith((".nii", ".nii.gz"))
+    expected, meta = load(path)
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(kind=damages)
+    def check(kind: tuple[float | None, list[tuple[float, int]]]) -> None:
+        cut, flips = kind
+        changed = bytearray(original if cut is None else original[: int(cut * len(original))])
+        for place, mask in flips:
+            at = int(place * len(changed))
+            if changed and (not text or _free(original, at)):
+                changed[at] ^= mask
+        path.write_bytes(changed)
+        try:
+            array, found = load(path)
+        except InputError:
+            return
+        assert array.shape == expected.shape
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in array.shape), [1])))
+        np.testing.assert_allclose(corners @ found["affine"].T, corners @ meta["affine"].T, rtol=0, atol=0.03)
+        if name in ("a.nii.gz", "gzip.nrrd", "zlib.mha") and array.dtype == expected.dtype:
+            checksummed = bytes(changed) == original or text
+            if checksummed and b"MSB = T" not in changed and b"big" not in changed:
+                np.testing.assert_array_equal(array, expected)
+
+    check()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_files(tmp_path: Path, name: str) -> None:
+    _fuzz(tmp_path, name, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_files_at_length(tmp_path: Path, name: str) -> None:
+    _fuzz(tmp_path, name, 1000)
