@@ -82,7 +82,7 @@ def _unpack(file: Path, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with zipfile.ZipFile(file) if zipfile.is_zipfile(file) else tarfile.open(file) as archive:
+        with zipfile.ZipFile(file) if file.suffix == ".zip" else tarfile.open(file) as archive:
             names = archive.namelist() if isinstance(archive, zipfile.ZipFile) else archive.getnames()
             for name in names:
                 if PurePosixPath(name).is_absolute() or {"..", ":"} & {*PurePosixPath(name).parts, name[1:2]}:
