@@ -24,12 +24,15 @@ class TileInferer(SimpleInferer):
     MONAI's ``amp`` means CUDA and float16 with loss scaling; bfloat16 needs no scaling and runs on CPUs too.
 
     Args:
-        amp: autocast to bfloat16 on the inputs' device.
+        amp: autocast to bfloat16 on the inputs' device; "true" and "false" are understood, because that is what
+            ``--amp true`` on a bundle's command line becomes.
     """
 
-    def __init__(self, amp: bool = False) -> None:
+    def __init__(self, amp: bool | str = False) -> None:
         super().__init__()
-        self.amp = amp
+        if str(amp).lower() not in ("true", "false"):
+            raise ValueError(f"amp is {amp!r}; it must be true or false")
+        self.amp = str(amp).lower() == "true"
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
@@ -49,7 +52,7 @@ class OverlapTileInferer(Inferer):
             never larger than the image needs.
         sw_batch_size: tiles per forward pass.
         padding_mode: "reflect" mirrors about the edge voxel, as the paper does; "replicate" repeats it.
-        averaging: None; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
+        averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
             mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). All are exact: no
             interpolation. The paper averages 7 rotations.
         margin: context lost per side, where the network does not tell (`ValidUNet.margin`).
@@ -66,19 +69,19 @@ class OverlapTileInferer(Inferer):
         tile_size: int | Sequence[int] | None = None,
         sw_batch_size: int = 1,
         padding_mode: str = "reflect",
-        averaging: str | None = None,
+        averaging: str = "none",
         margin: int | None = None,
         multiple: int | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
-        amp: bool = False,
+        amp: bool | str = False,
         progress: bool = False,
     ) -> None:
         super().__init__()
         if padding_mode not in ("reflect", "replicate"):
             raise ValueError(f'padding_mode is {padding_mode!r}; it must be "reflect" or "replicate"')
-        if averaging not in (None, "mirror", "all"):
-            raise ValueError(f'averaging is {averaging!r}; it must be None, "mirror" or "all"')
+        if averaging not in ("none", "mirror", "all"):
+            raise ValueError(f'averaging is {averaging!r}; it must be "none", "mirror" or "all"')
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size is {sw_batch_size}; it must be at least 1")
         self.tile_size = tile_size
@@ -216,7 +219,7 @@ class OverlapTileInferer(Inferer):
 
     def _averaged(self, network: Callable[..., Tensor], x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Mean over the symmetries g of g⁻¹(network(g x)): a function of the tile as good as the network itself."""
-        if self.averaging is None:
+        if self.averaging == "none":
             return self.infer(x, network, *args, **kwargs)
         axes = tuple(range(2, x.ndim))
         orders = [axes] if self.averaging == "mirror" else list(permutations(axes))

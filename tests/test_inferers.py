@@ -187,6 +187,8 @@ def test_training_tiles_pass_once_in_bfloat16_where_asked():
     x = torch.rand(1, 2, 188, 188)
     with torch.no_grad():
         assert TileInferer(amp=True)(x, NET2).dtype == torch.bfloat16
+        assert TileInferer(amp="True")(x, NET2).dtype == torch.bfloat16, "from a command line"
+        assert TileInferer(amp="false")(x, NET2).dtype == torch.float32
         assert TileInferer()(x, NET2).dtype == torch.float32
 
 
@@ -235,6 +237,7 @@ def test_inputs_and_networks_that_cannot_be():
     [
         ({"padding_mode": "zeros"}, 'padding_mode is \'zeros\'; it must be "reflect" or "replicate"'),
         ({"averaging": "rotate"}, 'averaging is \'rotate\'; it must be None, "mirror" or "all"'),
+        ({"amp": "half"}, "amp is 'half'; it must be true or false"),
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],
 )

@@ -1,0 +1,47 @@
+# What a person would type; `make demo` and `make test` need nothing but Python >= 3.10, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+EM := bundles/em_membrane_segmentation
+RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(EM)
+
+.PHONY: setup demo test test-all lint bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'Python 3.10 or newer is needed')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[microscopy,dicom,tracking,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m monai_unet.datasets prepare em_phantom --output demo/data
+	$(RUN) --config_file "['$(EM)/configs/train.yaml', '$(EM)/configs/compact.yaml']" --dataset_dir demo/data \
+	  --output_dir demo/model --features "[16, 32, 64, 128, 256]" --tile_size 196 --max_epochs 4 --steps_per_epoch 100 \
+	  --val_interval 2
+	$(RUN) --config_file $(EM)/configs/evaluate.yaml --dataset_dir demo/data --ckpt_path demo/model/model.pt \
+	  --output_dir demo/evaluation
+	$(RUN) --config_file $(EM)/configs/inference.yaml --input demo/data/slices/train-volume-14.png \
+	  --ckpt_path demo/model/model.pt --output_dir demo/prediction
+	@echo
+	@echo "Pictures:    demo/evaluation/pictures/*.png (image, label, probability, outlines)"
+	@echo "Scores:      demo/evaluation/scores.csv"
+	@echo "Prediction:  demo/prediction/*_probability.tif and *_label.tif"
+	@echo "MLflow:      $(BIN)/mlflow ui, then open http://127.0.0.1:5000"
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m ""
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.training_step
+
+clean:
+	rm -rf .venv demo
