@@ -9,7 +9,6 @@ identity on every size.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,18 +72,19 @@ class RandElasticDeformation(RandomizableTransform):
         flip_prob: float | Sequence[float] = 0.0,
         sigma_in_mm: bool = False,
     ) -> None:
-        if isinstance(grid_size, bool) or not isinstance(grid_size, int) or grid_size < 2:
+        if not isinstance(grid_size, int) or grid_size < 2:
             raise ValueError(f"grid_size is {grid_size!r}; it must be a whole number of at least 2, the paper's is 3")
-        if isinstance(prob, bool) or not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob!r}; a probability lies in 0 ... 1")
-        if spatial_size is not None and np.any(np.asarray(spatial_size) < 1):
-            raise ValueError(
-                f"spatial_size is {spatial_size!r}; use at least 1 voxel per axis, or None for the input's"
-            )
-        if not np.all(np.isfinite(sigma)) or np.any(np.asarray(sigma) < 0):
+        if not np.all(np.isfinite(sigma)) or np.min(sigma) < 0:
             raise ValueError(f"sigma is {sigma!r}; a standard deviation is finite and at least 0, the paper's is 10")
-        if np.any(np.asarray(flip_prob) < 0) or np.any(np.asarray(flip_prob) > 1):
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob is {prob!r}; a probability lies in 0 ... 1")
+        if np.min(flip_prob) < 0 or np.max(flip_prob) > 1:
             raise ValueError(f"flip_prob is {flip_prob!r}; a probability lies in 0 ... 1")
+        if spatial_size is not None and np.min(spatial_size) < 1:
+            raise ValueError(f"spatial_size is {spatial_size!r}; use at least 1 voxel per axis, or None")
+        for name, value in (("rotate_range", rotate_range), ("translate_range", translate_range)):
+            if not np.all(np.isfinite(value)):
+                raise ValueError(f"{name} is {value!r}; it must be finite, 0 turns it off")
         RandomizableTransform.__init__(self, prob)
         self.grid_size = grid_size
         self.sigma = sigma
@@ -100,7 +100,7 @@ class RandElasticDeformation(RandomizableTransform):
         """Draw the node vectors, angles, shift, mirroring and tile centre for an image (C, *spatial)."""
         super().randomize(None)
         rank = _rank(data)
-        sigma = np.asarray(_per_axis("sigma", self.sigma, rank))
+        sigma = _per_axis("sigma", self.sigma, rank)
         if self.sigma_in_mm:
             if not isinstance(data, MetaTensor):
                 raise ValueError(
@@ -141,7 +141,7 @@ class RandElasticDeformation(RandomizableTransform):
         rank = len(input_size)
         tile = tuple(input_size)
         if self.spatial_size is not None:
-            tile = tuple(int(n) for n in _per_axis("spatial_size", self.spatial_size, rank))
+            tile = tuple(_per_axis("spatial_size", self.spatial_size, rank).tolist())
         old, new = np.asarray(input_size), np.asarray(tile)
         # whole-voxel start, as MONAI's crops: a tile of another parity must not be shifted by half a voxel
         start = np.floor(self.center * old).astype(int) - new // 2 if self.random_center else (old - new) // 2
@@ -177,9 +177,7 @@ class RandElasticDeformation(RandomizableTransform):
         """
         if randomize:
             self.randomize(img)
-        _rank(img)
-        source = torch.as_tensor(img)
-        coordinates, on_voxels = self.coordinates(source.shape[1:], source.device)
+        coordinates, on_voxels = self.coordinates(img.shape[1:], _plain(img).device)
         (out,) = _sample([img], coordinates, on_voxels, self.mode, self.padding_mode)
         return out
 
@@ -205,12 +203,27 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         mode: str | Sequence[str] = "bilinear",
         padding_mode: str | Sequence[str] = "reflection",
         *,
+        spatial_size: int | Sequence[int] | None = None,
+        rotate_range: float | Sequence[float] = 0.0,
+        translate_range: float | Sequence[float] = 0.0,
+        random_center: bool = False,
+        flip_prob: float | Sequence[float] = 0.0,
+        sigma_in_mm: bool = False,
         allow_missing_keys: bool = False,
-        **kwargs: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.deformation = RandElasticDeformation(grid_size, sigma, prob, **kwargs)
+        self.deformation = RandElasticDeformation(
+            grid_size,
+            sigma,
+            prob,
+            spatial_size=spatial_size,
+            rotate_range=rotate_range,
+            translate_range=translate_range,
+            random_center=random_center,
+            flip_prob=flip_prob,
+            sigma_in_mm=sigma_in_mm,
+        )
         modes = ensure_tuple_rep(mode, len(self.keys))
         self.modes = [
             _checked(*pair) for pair in zip(modes, ensure_tuple_rep(padding_mode, len(self.keys)), strict=True)
@@ -246,8 +259,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         shapes = {key: tuple(d[key].shape[1:]) for key in self.key_iterator(d)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"the keys' spatial shapes differ: {shapes}; image, label and weights must match")
-        device = torch.as_tensor(first).device
-        coordinates, on_voxels = self.deformation.coordinates(first.shape[1:], device)
+        coordinates, on_voxels = self.deformation.coordinates(first.shape[1:], _plain(first).device)
         for how, keys in together.items():
             d.update(zip(keys, _sample([d[key] for key in keys], coordinates, on_voxels, *how), strict=True))
         return d
@@ -266,15 +278,16 @@ def _sample(
         outs = []
         for source in sources:
             bits = source.view(SIGNED.get(source.dtype, source.dtype)).flatten(1)
-            out = bits[:, index.to(source.device)].unflatten(1, coordinates.shape[1:])
+            out = bits[:, index].unflatten(1, coordinates.shape[1:])
             if padding_mode == "zeros":
-                out = out * inside.to(source.device)
-            outs.append(out.view(source.dtype) if mode == "nearest" else out.to(torch.float32))
+                out = out * inside
+            out = out.view(source.dtype)
+            outs.append(out if mode == "nearest" else out.to(torch.float32))
     else:
         # x first, in −1 … 1 between the centres of the outermost voxels
         scale = torch.tensor([2 / max(n - 1, 1) for n in size], device=coordinates.device)
         grid = coordinates.mul(scale.reshape(-1, *(1,) * len(size))).sub_(1).flip(0).movedim(0, -1)[None]
-        stacked = torch.cat([source.to(coordinates.device, torch.float32) for source in sources])[None]
+        stacked = torch.cat([source.to(torch.float32) for source in sources])[None]
         read = F.grid_sample(stacked, grid, mode=mode, padding_mode=padding_mode, align_corners=True)[0]
         outs = list(read.split([len(source) for source in sources]))
     return [convert_to_dst_type(out, image, dtype=out.dtype)[0] for out, image in zip(outs, images, strict=True)]
@@ -307,11 +320,11 @@ def _rank(image: NdarrayOrTensor) -> int:
     return rank
 
 
-def _per_axis(name: str, value: float | Sequence[float], rank: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
-    if len(values) != rank:
+def _per_axis(name: str, value: float | Sequence[float], rank: int) -> np.ndarray:
+    values = np.atleast_1d(value)
+    if len(values) not in (1, rank):
         raise ValueError(f"{name} is {value!r}; use one number, or {rank} for this image")
-    return values
+    return np.broadcast_to(values, rank)
 
 
 def _checked(mode: str, padding_mode: str) -> tuple[str, str]:

@@ -30,8 +30,8 @@ def instance_ids(labels: NdarrayOrTensor) -> np.ndarray:
     ids: np.ndarray = convert_to_numpy(labels)
     if ids.ndim not in (3, 4) or ids.shape[0] != 1 or ids.size == 0:
         raise ValueError(f"instance labels have shape {ids.shape}; they must be (1, H, W) or (1, H, W, D)")
-    if ids.dtype.kind == "f" and not np.array_equal(ids, np.floor(ids)):  # NaN is unequal to itself
-        raise ValueError("instance labels hold fractional values; they must be whole numbers, 0 = background")
+    if ids.dtype.kind == "f" and not np.all(np.isfinite(ids) & (ids == np.floor(ids))):
+        raise ValueError("instance labels hold fractional or non-finite values; they must be whole numbers")
     if ids.min() < 0:
         raise ValueError(f"instance labels hold {ids.min()}; they must be at least 0, 0 = background")
     ids = ids[0]
@@ -42,16 +42,17 @@ def instance_ids(labels: NdarrayOrTensor) -> np.ndarray:
 
 
 class SeparateInstances(Transform):
-    """Carve a thin background ridge between touching instances.
+    """Carve a background ridge, one voxel wide, between touching instances.
 
     Of two neighbouring voxels of different instances, the later one in array order becomes background: with
-    ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left in 2-D), with 2 with its
-    diagonal predecessors too. After that, no two instances are connected in that sense, so
-    :py:class:`LabelInstances` with the same ``connectivity`` counts them as they were, unless an instance was in
-    several pieces or narrower than two voxels where it touched.
+    ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left in 2-D), with 2 then
+    with its diagonal predecessors, among what is left. After that, no two instances are connected in that sense. Of
+    an instance that the ridge cuts in several, the largest part stays. So :py:class:`LabelInstances` with the same
+    ``connectivity`` finds as many instances, if each was in one piece.
 
-    An instance that would vanish (one voxel wide along its contact) is kept, and its neighbours are carved instead.
-    Only where both cannot stay, as with two touching instances of one voxel each, the later one is lost.
+    An instance that would vanish (it is one voxel wide along its contacts) is kept, and its neighbours are carved
+    instead. Where a neighbour would vanish in its turn, only what does not touch it is kept: of two touching
+    instances of one voxel each, the later one is lost.
 
     Args:
         connectivity: as in ``scipy.ndimage.generate_binary_structure``; 1 is 4-connected in 2-D, 6-connected in 3-D.
@@ -76,33 +77,63 @@ class SeparateInstances(Transform):
             the labels' array type; a MetaTensor keeps its meta data.
         """
         ids = instance_ids(labels)
-        ridge = self._ridge(ids, np.zeros(ids.max() + 1, dtype=bool))
-        lost = _lost(ids, ridge)
-        if lost.any():
-            other = self._ridge(ids, lost)
-            if _lost(ids, other).sum() < lost.sum():
-                ridge = other
+        carved = self._carve(ids)
+        self._rescue(ids, carved)
+        self._drop_fragments(ids, carved)
         out = convert_to_numpy(labels).copy()
-        out[0][ridge] = 0
+        out[0][carved == 0] = 0
         if not self.keep_ids:
             out = (out > 0).astype(np.uint8)
         return convert_to_dst_type(out, labels, dtype=out.dtype)[0]
 
-    def _ridge(self, ids: np.ndarray, spared: np.ndarray) -> np.ndarray:
-        """The voxels to carve; of a pair, a spared instance's voxel only when the other's is spared too."""
-        ridge = np.zeros(ids.shape, dtype=bool)
+    def _carve(self, ids: np.ndarray) -> np.ndarray:
+        carved = ids.copy()
+        offsets = np.argwhere(ndimage.generate_binary_structure(ids.ndim, self.connectivity)) - 1
+        offsets = offsets[: len(offsets) // 2]  # the first half precede the centre in array order
+        for order in range(1, self.connectivity + 1):  # diagonals after faces: a straight ridge stays one voxel wide
+            before = carved.copy()
+            for offset in offsets[np.abs(offsets).sum(1) == order].tolist():
+                here = tuple(slice(max(-o, 0), n + min(-o, 0)) for o, n in zip(offset, ids.shape, strict=True))
+                there = tuple(slice(max(o, 0), n + min(o, 0)) for o, n in zip(offset, ids.shape, strict=True))
+                carved[here][(before[here] != before[there]) & (before[there] > 0)] = 0
+        return carved
+
+    def _rescue(self, ids: np.ndarray, carved: np.ndarray) -> None:
+        """Bring back instances that were carved away, at their neighbours' expense where those survive it."""
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
-        offsets = np.argwhere(structure) - 1
-        for offset in offsets[: len(offsets) // 2].tolist():  # the first half precede the centre in array order
-            here = tuple(slice(max(-o, 0), n + min(-o, 0)) for o, n in zip(offset, ids.shape, strict=True))
-            there = tuple(slice(max(o, 0), n + min(o, 0)) for o, n in zip(offset, ids.shape, strict=True))
-            later, earlier = ids[here], ids[there]
-            touching = (later != earlier) & (later > 0) & (earlier > 0)
-            keep_later = touching.copy()
-            keep_later[touching] = spared[later[touching]] & ~spared[earlier[touching]]
-            ridge[here] |= touching & ~keep_later
-            ridge[there] |= keep_later
-        return ridge
+        left = np.bincount(carved.ravel(), minlength=ids.max() + 1)
+        lost = np.flatnonzero((np.bincount(ids.ravel()) > 0) & (left == 0))
+        boxes = ndimage.find_objects(ids) if lost.any() else []
+        for number in lost[lost > 0].tolist():
+            window = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in boxes[number - 1])
+            own, around = ids[window] == number, carved[window]
+            rim = ndimage.binary_dilation(own, structure) & (around > 0)
+            neighbours, taken = np.unique(around[rim], return_counts=True)
+            if (taken < left[neighbours]).all():
+                around[rim] = 0
+                left[neighbours] -= taken
+            else:
+                own &= ~ndimage.binary_dilation(rim, structure)
+            around[own] = number
+            left[number] = own.sum()
+
+    def _drop_fragments(self, ids: np.ndarray, carved: np.ndarray) -> None:
+        """Of what was one piece and is cut in several, keep the largest: it would be counted more than once."""
+        structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
+        fragments, count = ndimage.label(carved, structure)
+        size = np.bincount(fragments.ravel(), minlength=count + 1)
+        owner = np.zeros(count + 1, dtype=ids.dtype)
+        owner[fragments] = carved
+        several = np.flatnonzero(np.bincount(owner[1:]) > 1)
+        boxes = ndimage.find_objects(ids) if len(several) else []
+        for number in several.tolist():
+            window = boxes[number - 1]
+            inside = np.where(carved[window] == number, fragments[window], 0)
+            pieces, n = ndimage.label(ids[window] == number, structure)
+            for piece in range(1, n + 1):
+                parts = np.unique(inside[(pieces == piece) & (inside > 0)])
+                if len(parts) > 1:
+                    carved[window][np.isin(inside, np.delete(parts, size[parts].argmax()))] = 0
 
 
 class LabelInstances(Transform):
@@ -113,9 +144,10 @@ class LabelInstances(Transform):
         min_size: components of fewer voxels are dropped.
         fill_holes: fill the background enclosed by an instance.
         grow: give back the ridge, so that touching cells touch again: background voxels that have two different
-            instances within this many voxels, diagonals included, go to the nearest one. A ridge is given back whole
-            when ``grow`` is at least its width; 1 undoes :py:class:`SeparateInstances`, but for which of the two
-            instances a ridge voxel came from. Outlines that face no other instance stay as they are.
+            instances within this many steps from face to face go to the nearest one, of equally near ones to the
+            later. A straight ridge is given back whole when ``grow`` is at least its width, so 1 undoes
+            :py:class:`SeparateInstances` but for single voxels where three cells meet or contacts end. Outlines that
+            face no other instance stay as they are.
 
     Raises:
         ValueError: a parameter is out of range; the mask is fractional (probabilities), or of several channels.
@@ -140,7 +172,7 @@ class LabelInstances(Transform):
         foreground: np.ndarray = convert_to_numpy(mask)
         if foreground.ndim not in (3, 4) or foreground.shape[0] != 1:
             raise ValueError(f"the mask has shape {foreground.shape}; it must be (1, H, W) or (1, H, W, D)")
-        if foreground.dtype.kind == "f" and not np.array_equal(foreground, np.floor(foreground)):
+        if foreground.dtype.kind == "f" and not np.array_equal(foreground, np.floor(foreground)):  # NaN too
             raise ValueError("the mask holds fractional values; binarise first, as with AsDiscrete(threshold=0.5)")
         foreground = foreground[0] != 0
         structure = ndimage.generate_binary_structure(foreground.ndim, self.connectivity)
@@ -159,15 +191,18 @@ class LabelInstances(Transform):
 
     def _fill_holes(self, ids: np.ndarray) -> None:
         # one by one: on the mask as a whole, a pocket enclosed by several cells would weld them together
-        outside = ndimage.generate_binary_structure(ids.ndim, ids.ndim + 1 - self.connectivity)
+        outside = ndimage.generate_binary_structure(ids.ndim, ids.ndim if self.connectivity == 1 else 1)
         for number, box in enumerate(ndimage.find_objects(ids), start=1):
             window = ids[box]
             window[ndimage.binary_fill_holes(window == number, outside) & (window == 0)] = number
 
     def _give_back_ridge(self, ids: np.ndarray) -> None:
-        size, absent = 2 * self.grow + 1, ids.max() + 1
-        highest = ndimage.maximum_filter(ids, size, mode="nearest")
-        lowest = ndimage.minimum_filter(np.where(ids, ids, absent), size, mode="nearest")
+        # seen from the last voxel: of two instances equally near, scipy then takes the later one, which was carved
+        ids = np.flip(ids)
+        faces = ndimage.generate_binary_structure(ids.ndim, 1)
+        steps, absent = ndimage.iterate_structure(faces, self.grow), ids.max() + 1
+        highest = ndimage.maximum_filter(ids, footprint=steps, mode="nearest")
+        lowest = ndimage.minimum_filter(np.where(ids, ids, absent), footprint=steps, mode="nearest")
         ridge = (ids == 0) & (lowest < highest)
         nearest = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
         ids[ridge] = ids[tuple(nearest[:, ridge])]
@@ -225,14 +260,6 @@ class LabelInstancesd(MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.label(d[key])
         return d
-
-
-def _lost(ids: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    """Per id: whether the ridge takes all of its voxels."""
-    lost: np.ndarray = np.bincount(ids.ravel()) > 0
-    lost[ids[~ridge]] = False
-    lost[0] = False
-    return lost
 
 
 def _checked_connectivity(connectivity: int) -> int:

@@ -14,7 +14,7 @@ from monai_unet.transforms.instances import instance_ids
 
 __all__ = ["BorderWeightMap", "BorderWeightMapd"]
 
-#: what a distance cut off may lack in the weight; a quarter of the promised 1e-4 is far above it
+#: the most that cutting off far distances may take from a weight: a tenth of the promised 1e-4
 NEGLIGIBLE = 1e-5
 
 

@@ -1,0 +1,305 @@
+"""Instances are set apart without losing any, and found again: drawn by hand, and on random touching cells."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.transforms import Compose
+from scipy import ndimage
+
+from monai_unet.transforms import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
+
+
+def drawing(*rows: str) -> np.ndarray:
+    """'.' is background, a digit an instance."""
+    return np.array([[[0 if c == "." else int(c) for c in row] for row in rows]])
+
+
+def touching_cells(size: tuple[int, ...], count: int, seed: int) -> np.ndarray:
+    """Random cells that touch each other: the Voronoi regions of random points, cut off at a distance."""
+    rng = np.random.default_rng(seed)
+    seeds = np.zeros(size, dtype=int)
+    spots = rng.choice(seeds.size, 20 * count, replace=False)
+    for number, spot in enumerate(spots):  # at least 7 apart, so that no cell is a sliver
+        where = np.unravel_index(spot, size)
+        if not seeds[tuple(slice(max(i - 7, 0), i + 8) for i in where)].any():
+            seeds[where] = number + 1
+    distance, nearest = ndimage.distance_transform_edt(seeds == 0, return_indices=True)
+    ids = np.where(distance < 5.7, seeds[tuple(nearest)], 0)
+    for number in np.unique(ids)[1:]:  # one piece each, as cells are
+        pieces, n = ndimage.label(ids == number)
+        if n > 1:
+            ids[(pieces != pieces[seeds == number]) & (pieces > 0)] = 0
+    return ids[None]
+
+
+def jaccard_of_best_matches(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+    pairs = np.zeros((truth.max() + 1, found.max() + 1))
+    np.add.at(pairs, (truth.ravel(), found.ravel()), 1)
+    either = pairs.sum(1, keepdims=True) + pairs.sum(0, keepdims=True) - pairs
+    scores = (pairs[:, 1:] / np.maximum(either[:, 1:], 1)).max(1)
+    return scores[1:][pairs.sum(1)[1:] > 0]
+
+
+def test_carves_the_later_voxel_of_each_touching_pair() -> None:
+    cells = drawing(
+        "11122.",
+        "11122.",
+        "33322.",
+        "33344.",
+        "33344.",
+    )
+    expected = drawing(
+        "111.2.",
+        "111.2.",
+        "....2.",
+        "333...",
+        "333.4.",
+    )
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(cells), expected)
+
+
+def test_diagonal_neighbours_are_set_apart_on_request() -> None:
+    cells = drawing(
+        "111..",
+        "111..",
+        "...22",
+        "..222",
+    )
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(cells), cells)
+    expected = drawing(
+        "111..",
+        "111..",
+        "....2",
+        "..222",
+    )
+    np.testing.assert_array_equal(SeparateInstances(connectivity=2, keep_ids=True)(cells), expected)
+
+
+@pytest.mark.parametrize("connectivity", [1, 2])
+@pytest.mark.parametrize("size", [(90, 100), (30, 32, 34)])
+def test_no_two_instances_stay_connected(size: tuple[int, ...], connectivity: int) -> None:
+    ids = touching_cells(size, 60, seed=connectivity)
+    carved = SeparateInstances(connectivity, keep_ids=True)(ids)[0]
+    structure = ndimage.generate_binary_structure(len(size), connectivity)
+    lowest = ndimage.minimum_filter(np.where(carved, carved, 10**6), footprint=structure)
+    highest = ndimage.maximum_filter(carved, footprint=structure)
+    assert (lowest[carved > 0] == highest[carved > 0]).all()
+    assert set(np.unique(carved)) == set(np.unique(ids))
+    assert ((carved == ids[0]) | (carved == 0)).all()
+    # thin: what was carved touched another instance, but for fragments that were cut off
+    apart = ndimage.minimum_filter(np.where(ids[0], ids[0], 10**6), footprint=structure) == ndimage.maximum_filter(
+        ids[0], footprint=structure
+    )
+    assert ((carved != ids[0]) & apart).mean() < 0.001
+
+
+@pytest.mark.parametrize("connectivity", [1, 2])
+@pytest.mark.parametrize("size", [(150, 160), (40, 42, 44)])
+def test_labelling_recovers_the_separated_instances(size: tuple[int, ...], connectivity: int) -> None:
+    for seed in range(3):
+        ids = touching_cells(size, 100, seed)
+        mask = SeparateInstances(connectivity)(ids)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 1}
+        found = LabelInstances(connectivity)(mask).astype(int)
+        truth = np.unique(ids, return_inverse=True)[1]
+        assert found.max() == truth.max() > 30
+        scores = jaccard_of_best_matches(truth, found)  # of cells some 9 voxels wide
+        ridge_lost = jaccard_of_best_matches(truth, LabelInstances(connectivity, grow=0)(mask).astype(int))
+        assert scores.mean() > max(0.91, ridge_lost.mean())
+        assert scores.min() > 0.7
+
+
+def test_given_back_cells_touch_again_and_outlines_stay() -> None:
+    mask = drawing(
+        "........",
+        ".111.11.",
+        ".111.11.",
+        ".111....",
+        "........",
+    )
+    expected = drawing(
+        "........",
+        ".111222.",
+        ".111222.",  # equally near both: the later one's, as SeparateInstances carves
+        ".111....",
+        "........",
+    )
+    out = LabelInstances()(mask)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(LabelInstances(grow=0)(mask) > 0, mask > 0)
+    wide = drawing("11..22")
+    np.testing.assert_array_equal(LabelInstances(grow=1)(wide), drawing("11..22"))
+    np.testing.assert_array_equal(LabelInstances(grow=2)(wide), drawing("111222"))
+    np.testing.assert_array_equal(LabelInstances(grow=3)(drawing("1....")), drawing("1...."))
+
+
+def test_separated_cells_come_back_but_for_the_voxel_where_three_meet() -> None:
+    cells = drawing("111222", "111222", "111222", "333333", "333333")
+    expected = drawing("111222", "111222", "111222", "333.33", "333333")
+    np.testing.assert_array_equal(LabelInstances()(SeparateInstances()(cells)), expected)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("1111", "2222"), ("1111", "....")),  # both one voxel wide: the later is lost
+        (("12",), ("1.",)),
+        (("1111", "1111", "2222"), ("1111", "....", "2222")),  # the wider neighbour gives way
+        (("1111", "1211", "1111"), ("..11", ".2.1", "..11")),
+        (("1111", "2222", "3333"), ("1111", "....", "3333")),
+        (("1111", "222."), ("...1", "222.")),  # cut down to one voxel, but there
+        (("1111.", ".2222"), ("1111.", "....2")),  # what does not touch stays anyway
+    ],
+)
+def test_narrow_instances_stay_where_they_can(cells: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(drawing(*cells)), drawing(*expected))
+
+
+def test_an_instance_cut_in_two_keeps_its_larger_part() -> None:
+    cells = drawing("1111...", "2222222", "2......")
+    separated = drawing("1111...", "....222", ".......")
+    out = SeparateInstances(keep_ids=True)(cells)
+    assert LabelInstances()(out).max() == 2
+    np.testing.assert_array_equal(out, separated)
+    apart = drawing("22.2", "....", "1111")  # was in two pieces before: stays so
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(apart), apart)
+
+
+def test_degenerate_images() -> None:
+    empty = np.zeros((1, 4, 5), dtype=np.uint16)
+    for transform in (
+        SeparateInstances(),
+        SeparateInstances(keep_ids=True),
+        LabelInstances(fill_holes=True, min_size=2),
+    ):
+        np.testing.assert_array_equal(transform(empty), empty)
+        assert transform(np.ones((1, 4, 5), dtype=int)).min() == 1  # one cell that is the whole image
+        assert transform(np.ones((1, 1, 1), dtype=int)).shape == (1, 1, 1)
+    one = empty.copy()
+    one[0, 3, 4] = 65535  # one voxel, in the corner
+    np.testing.assert_array_equal(SeparateInstances()(one), one > 0)
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(one), one)
+    np.testing.assert_array_equal(LabelInstances()(one), one > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.float32])
+def test_kept_ids_keep_dtype_and_gaps(dtype: type) -> None:
+    high = min(np.iinfo(dtype).max, 2**40) if dtype != np.float32 else 2**20
+    cells = np.where(drawing("1122", "1122") == 1, 7, high).astype(dtype)
+    out = SeparateInstances(keep_ids=True)(cells)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, np.array([[[7, 7, 0, high]] * 2]))
+
+
+def test_seventy_thousand_instances() -> None:
+    ids = np.zeros((1, 530, 530), dtype=np.int64)
+    ids[0, ::2, ::2] = np.arange(265 * 265).reshape(265, 265) * 30_000 + 2**31
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(ids), ids)
+    found = LabelInstances(min_size=1, grow=0)(SeparateInstances()(ids))
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found[ids > 0], np.arange(1, 265 * 265 + 1))
+    assert LabelInstances(grow=0)(np.uint8(ids[:, :400] > 0)).dtype == np.uint16  # 53,000 fit
+
+
+def test_crowded_single_voxels() -> None:
+    # every voxel its own instance: as many stay as can be apart on a chequerboard
+    out = SeparateInstances()(np.arange(1, 401).reshape(1, 20, 20))
+    np.testing.assert_array_equal(out[0], np.indices((20, 20)).sum(0) % 2 == 0)
+
+
+def test_min_size_drops_specks_and_renumbers() -> None:
+    mask = drawing("1..11", "1....", "...11", "1..11")
+    np.testing.assert_array_equal(LabelInstances(min_size=2, grow=0)(mask), drawing("1..22", "1....", "...33", "...33"))
+    np.testing.assert_array_equal(LabelInstances(min_size=5, grow=0)(mask), np.zeros_like(mask))
+
+
+def test_holes_are_filled_cell_by_cell() -> None:
+    mask = drawing(
+        "111.111",
+        "1.1.1.1",
+        "111.111",
+        ".......",
+        "1111111",
+    )
+    expected = drawing(
+        "111.222",
+        "111.222",
+        "111.222",
+        ".......",
+        "3333333",
+    )
+    np.testing.assert_array_equal(LabelInstances(fill_holes=True, grow=0)(mask), expected)
+    # a nucleus that floats in the hole stays; so does a pocket between cells
+    nested = drawing("11111", "1...1", "1.1.1", "1...1", "11111")
+    out = LabelInstances(fill_holes=True, grow=0)(nested)
+    np.testing.assert_array_equal(out, drawing("11111", "11111", "11211", "11111", "11111"))
+    leaky = drawing("11.", "1.1", "111")  # the hole leaks out between diagonal neighbours
+    np.testing.assert_array_equal(LabelInstances(fill_holes=True, grow=0)(leaky), leaky)
+    closed = LabelInstances(connectivity=2, fill_holes=True, grow=0)(drawing(".1.", "1.1", ".1."))
+    np.testing.assert_array_equal(closed, drawing(".1.", "111", ".1."))
+
+
+def test_connectivity_of_the_components() -> None:
+    mask = drawing("11..", "11..", "..11")
+    assert LabelInstances()(mask).max() == 2
+    assert LabelInstances(connectivity=2)(mask).max() == 1
+    voxels = np.zeros((1, 2, 2, 2), dtype=bool)
+    voxels[0, 0, 0, 0] = voxels[0, 1, 1, 1] = True
+    assert [LabelInstances(c)(voxels).max() for c in (1, 2, 3)] == [2, 2, 1]
+
+
+def test_tensors_meta_data_and_loader() -> None:
+    cells = MetaTensor(torch.as_tensor(drawing("1122", "1122"), dtype=torch.uint16), meta={"name": "a"})
+    chain = Compose([SeparateInstancesd("cells"), LabelInstancesd("cells")])
+    out = chain({"cells": cells})["cells"]
+    assert isinstance(out, MetaTensor)
+    assert out.dtype == torch.uint16
+    assert out.meta["name"] == "a"
+    assert out.numpy().max() == 2  # torch has no max of uint16
+    assert cells.tolist() == drawing("1122", "1122").tolist()  # the input is not written to
+    (batch,) = DataLoader([{"cells": out}, {"cells": out}], batch_size=2)
+    assert batch["cells"].shape == (2, 1, 2, 4)
+
+
+def test_dictionary_forms() -> None:
+    cells = drawing("1122", "1122")
+    data = {"a": cells, "b": cells, "name": "kept"}
+    out = SeparateInstancesd(["a", "b"], connectivity=2, keep_ids=True)(data)
+    np.testing.assert_array_equal(out["b"], SeparateInstances(2, keep_ids=True)(cells))
+    found = LabelInstancesd("a", connectivity=2, min_size=3, fill_holes=True, grow=0)({"a": out["a"]})
+    np.testing.assert_array_equal(found["a"], drawing("11..", "11.."))
+    for transform in (SeparateInstancesd, LabelInstancesd):
+        assert transform("c", allow_missing_keys=True)(data).keys() == data.keys()
+        with pytest.raises(KeyError, match="c"):
+            transform("c")(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SeparateInstances(connectivity=0),
+            "connectivity is 0; use 1 (faces), 2 (edges) or 3 (corners, in 3-D)",
+        ),
+        (lambda: LabelInstances(connectivity=8), "connectivity is 8; use 1 (faces)"),
+        (lambda: LabelInstances(min_size=-1), "min_size is -1; it must be at least 0, which turns it off"),
+        (lambda: LabelInstances(grow=-2), "grow is -2; it must be at least 0, which turns it off"),
+        (lambda: SeparateInstances()(np.full((1, 2, 2), -1)), "instance labels hold -1; they must be at least 0"),
+        (lambda: SeparateInstances()(np.full((1, 2, 2), 1.5)), "instance labels hold fractional or non-finite values"),
+        (
+            lambda: SeparateInstances()(np.zeros((3, 2, 2))),
+            "instance labels have shape (3, 2, 2); they must be (1, H, W)",
+        ),
+        (lambda: LabelInstances()(np.full((1, 2, 2), 0.7)), "binarise first, as with AsDiscrete(threshold=0.5)"),
+        (lambda: LabelInstances()(np.zeros((2, 2, 2))), "the mask has shape (2, 2, 2); it must be (1, H, W)"),
+    ],
+)
+def test_bad_input(make, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
