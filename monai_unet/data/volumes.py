@@ -9,8 +9,9 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ Affine = npt.NDArray[np.float64]
 
 SAVE_AGAIN = "Copy the file again from its source, or save it again with the software that made it"
 NIFTI, NRRD, META = (".nii", ".nii.gz"), (".nrrd", ".nhdr"), (".mha", ".mhd")
-#: Header fields, with their other names, without which SimpleITK assumes an orientation.
-NRRD_GEOMETRY = (("space",), ("space directions",), ("space origin",))
-META_GEOMETRY = (("TransformMatrix", "Rotation", "Orientation"), ("ElementSpacing",), ("Offset", "Position", "Origin"))
+#: The spaces of NRRD that have a known anatomy, and the signs that turn them to LPS.
+NRRD_SPACES = {
+    **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
+}
+META_SYNONYMS = {
+    **dict.fromkeys(("Position", "Origin"), "Offset"),
+    **dict.fromkeys(("Rotation", "Orientation"), "TransformMatrix"),
+}
 
 
 class CheckedVolumeReader(ImageReader):
@@ -124,8 +132,8 @@ def _load(path: str) -> tuple[Array, Affine]:
         if name.endswith(NIFTI):
             return _nifti(path, content)
         if name.endswith(NRRD):
-            return _itk(path, *_nrrd_header(path, content), NRRD_GEOMETRY)
-        return _itk(path, *_meta_header(path, content), META_GEOMETRY)
+            return _itk(path, *_nrrd_header(path, content), _nrrd_affine)
+        return _itk(path, *_meta_header(path, content), _meta_affine)
     except (InputError, ImportError):
         raise
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -172,15 +180,14 @@ def _nifti(path: str, content: bytes) -> tuple[Array, Affine]:
     return array.astype(array.dtype.newbyteorder("="), copy=False), affine
 
 
-def _itk(path: str, fields: dict[str, str], payload: bytes, needed: Sequence[tuple[str, ...]]) -> tuple[Array, Affine]:
+def _itk(
+    path: str, fields: dict[str, str], payload: bytes, geometry: Callable[[dict[str, str]], Affine]
+) -> tuple[Array, Affine]:
     try:
         import SimpleITK as sitk
     except ImportError as error:
         raise ImportError("NRRD and MetaImage need SimpleITK: pip install SimpleITK") from error
 
-    for names in needed:
-        if not any(name in fields for name in names):
-            raise InputError(path, f"no {names[0]}: the geometry is unknown", SAVE_AGAIN)
     image = sitk.ReadImage(path)
     expected = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     if len(payload) != expected:
@@ -192,6 +199,12 @@ def _itk(path: str, fields: dict[str, str], payload: bytes, needed: Sequence[tup
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     lps[:3, 3] = image.GetOrigin()
+    try:
+        stated = geometry(fields)  # where a field is missing or misspelt, SimpleITK assumes a value
+    except KeyError as error:
+        raise InputError(path, f"no {error.args[0]}: the geometry is unknown", SAVE_AGAIN) from error
+    if not _distance(lps, stated, image.GetSize()) <= 0.01 * _voxel(stated).min():
+        raise InputError(path, "SimpleITK reads another geometry than the header states: it is damaged", SAVE_AGAIN)
     array = sitk.GetArrayFromImage(image)
     if payload not in (array.tobytes(), array.byteswap().tobytes()):  # SimpleITK hands out what it could not fill
         raise InputError(path, "the voxels read are not those in the file: its header is damaged", SAVE_AGAIN)
@@ -202,9 +215,7 @@ def _nrrd_header(path: str, content: bytes) -> tuple[dict[str, str], bytes]:
     head, _, payload = content.replace(b"\r\n", b"\n", content[:4096].count(b"\r\n")).partition(b"\n\n")
     lines = [line.split(": ", 1) for line in head.decode("latin1").splitlines()[1:] if ": " in line]
     fields = {line[0]: line[1].strip() for line in lines}
-    if fields.get("space", "").lower() not in (
-        *("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"),
-    ):
+    if fields.get("space", "").lower() not in NRRD_SPACES:
         raise InputError(path, f"space is {fields.get('space')}, no anatomical one", "Save it with space LPS or RAS")
     if (encoding := fields.get("encoding", "")) not in ("raw", "gzip", "gz"):
         raise InputError(path, f"encoding {encoding} is not checked here", "Save it as raw or gzip")
@@ -217,13 +228,30 @@ def _meta_header(path: str, content: bytes) -> tuple[dict[str, str], bytes]:
     head, mark, rest = content.partition(b"ElementDataFile")
     external, _, payload = rest.partition(b"\n")
     lines = [line.split("=", 1) for line in head.decode("latin1").splitlines() if "=" in line]
-    fields = {line[0].strip(): line[1].strip() for line in lines}
+    fields = {META_SYNONYMS.get(line[0].strip(), line[0].strip()): line[1].strip() for line in lines}
     source = external.decode("latin1").strip(" =\r")
     if not mark or int(fields.get("HeaderSize", 0)):
         raise InputError(path, "no ElementDataFile, or a HeaderSize", SAVE_AGAIN)
     if source.upper() != "LOCAL":
         payload = _external(path, source)
     return fields, _inflate(payload) if fields.get("CompressedData", "False").lower() == "true" else payload
+
+
+def _nrrd_affine(fields: dict[str, str]) -> Affine:
+    vectors = re.findall(r"\(([^)]*)\)", fields["space directions"] + fields["space origin"])
+    columns = np.array([vector.split(",") for vector in vectors], dtype=np.float64)
+    return _affine((columns * NRRD_SPACES[fields["space"].lower()]).T)
+
+
+def _meta_affine(fields: dict[str, str]) -> Affine:
+    matrix, spacing, offset = (
+        np.array(fields[key].split(), dtype=np.float64) for key in ("TransformMatrix", "ElementSpacing", "Offset")
+    )
+    return _affine(np.c_[matrix.reshape(3, 3).T * spacing, offset])
+
+
+def _affine(columns: Affine) -> Affine:
+    return np.vstack([columns, [0, 0, 0, 1]])
 
 
 def _external(path: str, name: str) -> bytes:

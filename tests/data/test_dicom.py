@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -449,6 +450,25 @@ def _oblique() -> tuple[Any, Any]:
 def test_world_coordinates(tmp_path: Path, orientation: Any, step: float) -> None:
     write_series(tmp_path, slices=[2, 0, 1], orientation=orientation, step=step)
     assert_in_place(*load(tmp_path), slices=3, orientation=orientation, step=step)
+
+
+def test_missing_extra_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ImportError, match=r'pip install "monai_unet\[dicom\]"'):
+        load(tmp_path)
+
+
+def test_library_logs_quote_no_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = b"1.2.Geheim^Paula"
+    for path in write_series(tmp_path, _set(StudyInstanceUID="1.2.345678901234")):
+        path.write_bytes(path.read_bytes().replace(b"1.2.345678901234", name))
+    pydicom.dcmread(path).PatientID  # noqa: B018
+    with pytest.warns(UserWarning, match="Geheim"):
+        pydicom.dcmread(path).StudyInstanceUID  # noqa: B018
+    caplog.clear()
+    load(tmp_path)
+    assert "Geheim" not in caplog.text
 
 
 # -- real files ------------------------------------------------------------------------------------------------------

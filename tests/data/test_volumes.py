@@ -6,6 +6,7 @@ import gzip
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ def test_world_coordinates(tmp_path: Path, name: str) -> None:
     assert (meta["space"], meta["original_channel_dim"]) == ("RAS", "no_channel")
     assert tuple(meta["spatial_shape"]) == array.shape == SHAPE
     assert array.dtype == np.int16
+
+
+@pytest.mark.parametrize("space", ["left-anterior-superior", "RAS", "right-anterior-superior"])
+def test_other_spaces_of_nrrd(tmp_path: Path, space: str) -> None:
+    path = write(tmp_path / "raw.nrrd", oblique())
+    path.write_bytes(path.read_bytes().replace(b"left-posterior-superior", space.encode()))
+    signs = np.diag([1, -1, 1, 1] if space.startswith("left") else [-1, -1, 1, 1]).astype(float)
+    _, meta = load(path)  # the numbers stay those of LPS
+    np.testing.assert_allclose(
+        meta["affine"], np.diag([-1, -1, 1, 1]) @ signs @ np.diag([-1, -1, 1, 1]) @ affine_of(oblique())
+    )
+
+
+def test_other_names_in_metaimage(tmp_path: Path) -> None:
+    path = write(tmp_path / "raw.mha", oblique())
+    path.write_bytes(path.read_bytes().replace(b"Offset", b"Position").replace(b"TransformMatrix", b"Orientation"))
+    np.testing.assert_allclose(load(path)[1]["affine"], affine_of(oblique()), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["b.nhdr", "b.mhd"])
@@ -230,6 +248,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "checksum of MetaImage": (_bytes("zlib.mha", lambda c: _flip(c, len(c) - 2)), "damaged: Error -3"),
     "trailing MetaImage": (_bytes("raw.mha", lambda c: c + b"more"), "424 bytes of voxels where the header says 420"),
     "MetaImage without offset": (_bytes("raw.mha", lambda c: c.replace(b"Offset", b"Offsat")), "no Offset: the geom"),
+    "MetaImage that loses its matrix": (
+        _bytes("raw.mha", lambda c: c.replace(b"Data = False\nT", b"Data ~ False\nT").replace(b"x = -1 ", b"x = 1 ")),
+        "another geometry than the header states",
+    ),
     "zero spacing in MetaImage": (
         _bytes("raw.mha", lambda c: c.replace(b"ing = 0.80000000000000004", b"ing = 0")), "not readable|voxel size"
     ),
@@ -363,3 +385,10 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_at_length(tmp_path: Path, name: str) -> None:
     _fuzz(tmp_path, name, 1000)
+
+
+def test_missing_simpleitk_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "raw.mha")
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(ImportError, match="pip install SimpleITK"):
+        load(path)
