@@ -259,6 +259,15 @@ def test_what_a_cut_stack_is_told(tmp_path: Path) -> None:
     rejects(tmp_path / "a.tif", r"truncated TIFF: the list of pages breaks off after page \d.*it is not complete")
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_what_a_cut_image_is_told(tmp_path: Path, compression: str | None) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, compression=compression, rowsperstrip=8)
+    whole = (tmp_path / "a.tif").read_bytes()
+    cut = len(whole) - 3
+    (tmp_path / "a.tif").write_bytes(whole[:cut])
+    rejects(tmp_path / "a.tif", rf"truncated TIFF: its pixels end at byte {len(whole)}, the file at {cut}\.")
+
+
 def test_imagej_count_is_believed(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 3), imagej=True, metadata={"axes": "ZYX"})
     data = (tmp_path / "a.tif").read_bytes().replace(b"images=3", b"images=5")
