@@ -61,7 +61,7 @@ class Pictures:
         image = _page(item["image"], slice(None))
         image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
         probability = _page(item.get("probability", item["pred"]), -1)
-        label = _page(item["label"], 0) if "label" in item else None
+        label = None if item.get("label") is None else _page(item["label"], 0)
         panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [("image", image, {"cmap": "gray"})]
         if label is not None:
             panels.append(("label", label, {"cmap": "gray", "interpolation": "nearest"}))

@@ -1,0 +1,344 @@
+"""The EM bundle, from prepared data to masks, as `python -m monai.bundle run` runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from monai_unet.data import InputError
+from monai_unet.datasets import prepare
+from monai_unet.networks import ValidUNet
+
+pytestmark = [
+    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "em_membrane_segmentation"
+TINY = {
+    "features": [2, 3, 4],
+    "tile_size": 100,
+    "max_epochs": 1,
+    "steps_per_epoch": 3,
+    "val_interval": 1,
+    "device": "cpu",
+}
+
+
+def run(config: str | list[str], **override) -> ConfigWorkflow:
+    files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ([config] if isinstance(config, str) else config)]
+    workflow = ConfigWorkflow(
+        config_file=files,
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if "train" in files[0] else "infer",
+        bundle_root=str(BUNDLE),
+        **override,
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+    workflow.run()
+    return workflow
+
+
+def cause(error: pytest.ExceptionInfo) -> InputError:
+    """MONAI wraps what happens while a config is built; the reason is at the bottom."""
+    found: BaseException | None = error.value
+    while found is not None and not isinstance(found, InputError):
+        found = found.__cause__
+    assert isinstance(found, InputError), error.value
+    return found
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> str:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare("em_phantom", output=tmp_path_factory.mktemp("phantom")).parent
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.chdir(folder)
+        run("train", dataset_dir=str(data), output_dir=str(folder), **TINY)
+    return folder
+
+
+def the_run(uri: str):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'em_membrane_segmentation'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    return client, found
+
+
+def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data):
+    network = ValidUNet.from_state_dict(torch.load(trained / "model.pt"))
+    assert network.features == (2, 3, 4)
+    assert Image.open(trained / "pictures" / "epoch_0001.png").size[0] > 1000
+    client, found = the_run(f"sqlite:///{trained}/mlflow.db")
+    identity = json.loads((data / "dataset.json").read_text())["checksum"]
+    assert found.info.status == "FINISHED"
+    assert found.data.params["dataset"] == f"em_phantom sha256:{identity}"
+    assert found.data.params["features"] == "[2, 3, 4]"
+    assert {"learning_rate", "seed", "elastic_sigma", "w0", "torch", "monai_unet"} <= set(found.data.params)
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "Loss")] == [1, 2, 3]
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "lr_group_0")] == [1, 2, 3]
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "rand_error")] == [3]
+    files = [file.path for folder in ("", "pictures") for file in client.list_artifacts(found.info.run_id, folder)]
+    assert {"config.json", "pictures/epoch_0001.png"} <= set(files)
+    config = json.loads(Path(client.download_artifacts(found.info.run_id, "config.json")).read_text())
+    assert (config["steps_per_epoch"], config["momentum"]) == (3, 0.99), "the override, and the rest of the file"
+
+
+def test_each_training_is_a_run_of_its_own(data, tmp_path, store):
+    from mlflow import MlflowClient
+
+    for _ in range(2):
+        run("train", dataset_dir=str(data), output_dir=str(tmp_path / "out"), **TINY)
+    (experiment,) = MlflowClient(store).search_experiments(filter_string="name = 'em_membrane_segmentation'")
+    assert len(MlflowClient(store).search_runs([experiment.experiment_id])) == 2
+
+
+def test_the_same_seed_trains_the_same_network(data, tmp_path):
+    for name in "ab":
+        run("train", dataset_dir=str(data), output_dir=str(tmp_path / name), seed=3, **TINY)
+    a, b = (torch.load(tmp_path / name / "model.pt") for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_compact_recipe_is_one_file_away(data, tmp_path):
+    override = {**TINY, "features": [2, 3]}
+    workflow = run(["train", "compact"], dataset_dir=str(data), output_dir=str(tmp_path), amp="true", **override)
+    assert isinstance(workflow.parser.get_parsed_content("optimizer"), torch.optim.Adam)
+    assert ValidUNet.from_state_dict(torch.load(tmp_path / "model.pt")).features == (2, 3)
+
+
+def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_path, store, capsys):
+    run("evaluate", dataset_dir=str(data), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
+    record = json.loads((tmp_path / "eval" / "scores.json").read_text())
+    assert [row["image"] for row in record["images"]] == [f"train-volume-{i}.png" for i in (12, 13, 14)]
+    assert set(record["overall"]) == {"warping_error", "rand_error", "pixel_error"}
+    with (tmp_path / "eval" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["pixel_error"]) == record["overall"]["pixel_error"]
+    printed = capsys.readouterr().out
+    assert f"{record['overall']['rand_error']:.6f}" in printed.splitlines()[-1]
+    client, found = the_run(store)
+    assert found.data.metrics["pixel_error"] == pytest.approx(record["overall"]["pixel_error"])
+    assert len(client.get_metric_history(found.info.run_id, "rand_error_per_image")) == 3
+    assert len(list((tmp_path / "eval" / "pictures").glob("*.png"))) == 3
+
+
+def test_prediction_of_files_stacks_and_folders(trained, data, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    slices = [np.asarray(Image.open(data / "slices" / f"train-volume-{i}.png")) for i in (12, 13, 14)]
+    Image.fromarray(slices[0][:90, :131]).save(folder / "one.png")
+    tifffile.imwrite(folder / "stack.tif", np.stack(slices), photometric="minisblack")
+    run("inference", input=str(folder), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "out"))
+    out = tmp_path / "out"
+    shapes = {"one": (90, 131), "stack": (3, 256, 256)}
+    for name, shape in shapes.items():
+        probability, label = (tifffile.imread(out / f"{name}_{kind}.tif") for kind in ("probability", "label"))
+        assert probability.shape == label.shape == shape
+        assert (probability.dtype, label.dtype) == (np.float32, np.uint8)
+        assert np.array_equal(label, 255 * (probability > 0.5))
+        assert (out / "pictures" / f"{name}.png").stat().st_size > 10_000
+    run("inference", input=str(folder / "one.png"), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "2"))
+    again = tifffile.imread(tmp_path / "2" / "one_probability.tif")
+    assert np.array_equal(again, tifffile.imread(out / "one_probability.tif"))
+
+
+def test_evaluation_and_inference_agree(trained, data, tmp_path):
+    """The probability that is scored is the probability that is written."""
+    from monai_unet.metrics import pixel_error
+
+    checkpoint = str(trained / "model.pt")
+    run("evaluate", dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"))
+    run("inference", input=str(data / "slices/train-volume-13.png"), ckpt_path=checkpoint, output_dir=str(tmp_path))
+    label = np.asarray(Image.open(data / "slices" / "train-labels-13.png"))
+    scored = json.loads((tmp_path / "eval" / "scores.json").read_text())["images"][1]["pixel_error"]
+    assert pixel_error(label, tifffile.imread(tmp_path / "train-volume-13_probability.tif")) == pytest.approx(scored)
+
+
+# --- bad input: before any step, named, nothing written ---
+
+
+def _colour(folder: Path) -> Path:
+    file = folder / "colour.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file)
+    return file
+
+
+def _truncated(folder: Path) -> Path:
+    file = folder / "cut.tif"
+    tifffile.imwrite(file, np.random.default_rng(0).integers(0, 255, (4, 64, 64), np.uint8))
+    file.write_bytes(file.read_bytes()[: 3 * 64 * 64])
+    return file
+
+
+def _empty(folder: Path) -> Path:
+    file = folder / "empty.tif"
+    file.touch()
+    return file
+
+
+def _nan(folder: Path) -> Path:
+    file = folder / "nan.tif"
+    tifffile.imwrite(file, np.full((64, 64), np.nan, np.float32))
+    return file
+
+
+BAD = {
+    _colour: "3 channels, the network takes 1",
+    _truncated: "truncated|cut|incomplete|beyond",
+    _empty: "empty|0 bytes",
+    _nan: "NaN",
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.items(), ids=[make.__name__ for make in BAD])
+def test_bad_images_stop_prediction(make, message, trained, tmp_path):
+    good = tmp_path / "images" / "a_good.png"
+    good.parent.mkdir()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(good)
+    bad = make(good.parent)
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError) as error:
+        run("inference", input=str(good.parent), ckpt_path=str(trained / "model.pt"), output_dir=str(out))
+    assert cause(error).path == str(bad)
+    assert re.search(message, str(cause(error)))
+    assert not list(out.rglob("*.tif"))
+
+
+def _other_shape(label: Path) -> None:
+    Image.fromarray(np.zeros((64, 60), np.uint8)).save(label)
+
+
+def _other_values(label: Path) -> None:
+    Image.fromarray(np.full((256, 256), 7, np.uint8)).save(label)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"), [(_other_shape, "labels of another shape"), (_other_values, "labels that are not 0/255: 7")]
+)
+def test_bad_labels_stop_training_before_its_first_step(spoil, message, data, tmp_path):
+    datalist = json.loads((data / "dataset.json").read_text())
+    label = tmp_path / "label.png"
+    spoil(label)
+    datalist["training"][3]["label"] = str(label)
+    (tmp_path / "dataset.json").write_text(json.dumps(datalist))
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError) as error:
+        run("train", dataset_dir=str(tmp_path), output_dir=str(out), **TINY)
+    assert cause(error).path == str(label)
+    assert message in str(cause(error))
+    assert not out.exists()
+
+
+def test_a_missing_or_foreign_checkpoint_is_an_error(data, tmp_path):
+    image = str(data / "slices" / "train-volume-12.png")
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weight": torch.zeros(3)}, foreign)
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"half a file")
+    colour = tmp_path / "colour.pt"
+    torch.save(ValidUNet(2, 3, 2, (2, 3)).state_dict(), colour)
+    for checkpoint, message in (
+        (tmp_path / "none.pt", "there is no checkpoint. Train first"),
+        (broken, "the checkpoint cannot be read"),
+        (foreign, "these weights are not those of a ValidUNet"),
+        (colour, "the network has in_channels = 3, and 1 is needed"),
+    ):
+        with pytest.raises(RuntimeError) as error:
+            run("inference", input=image, ckpt_path=str(checkpoint), output_dir=str(tmp_path / "out"))
+        assert cause(error).path == str(checkpoint)
+        assert message in str(cause(error))
+
+
+def test_no_datalist_and_no_such_list(trained, data, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        run("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
+    assert "there is no such datalist. Run python -m monai_unet.datasets prepare" in str(cause(error))
+    with pytest.raises(RuntimeError) as error:
+        run("evaluate", dataset_dir=str(data), split="tests", ckpt_path=str(trained / "model.pt"))
+    assert "it has no list 'tests', only training, test" in str(cause(error))
+
+
+# --- the configs themselves ---
+
+
+def test_the_default_is_the_paper():
+    parser = ConfigParser()
+    parser.read_config(BUNDLE / "configs" / "train.yaml")
+    paper = {
+        "features": [64, 128, 256, 512, 1024],
+        "dropout": 0.5,
+        "tile_size": 388,
+        "momentum": 0.99,
+        "batch_size": 1,
+        "w0": 10,
+        "sigma_border": 5,
+        "elastic_grid": 3,
+        "elastic_sigma": 10,
+    }
+    assert {key: parser[key] for key in paper} == paper
+    assert parser["optimizer"]["_target_"] == "torch.optim.SGD"
+
+
+def test_images_are_prepared_alike_in_every_config():
+    """MONAI Label merges nothing, so the block is repeated; here it is kept equal."""
+    blocks = []
+    for name, place in (
+        ("train", "train#deterministic_transforms"),
+        ("evaluate", "preprocessing#transforms"),
+        ("inference", "preprocessing#transforms"),
+    ):
+        parser = ConfigParser()
+        parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
+        steps = [dict(step) for step in parser[place.replace("#", "::")]]
+        for step in steps:
+            keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
+            step["keys"] = [key for key in keys if key == "image"]
+        blocks.append([step for step in steps if step["keys"]])
+    assert blocks[0] == blocks[1] == blocks[2]
+    assert len(blocks[0]) == 2
+
+
+def test_the_bundle_runs_from_its_own_folder(trained, data, tmp_path, monkeypatch):
+    """Copied away from the repository, with its weights in models/, as MONAI Label finds it."""
+    shutil.copytree(BUNDLE / "configs", tmp_path / "bundle" / "configs")
+    (tmp_path / "bundle" / "models").mkdir()
+    shutil.copy(trained / "model.pt", tmp_path / "bundle" / "models" / "model.pt")
+    monkeypatch.chdir(tmp_path / "bundle")
+    workflow = ConfigWorkflow(
+        config_file="configs/inference.yaml",
+        meta_file="configs/metadata.json",
+        logging_file=False,
+        workflow_type="infer",
+        input=str(data / "slices" / "train-volume-12.png"),
+    )
+    workflow.initialize()
+    workflow.run()
+    assert (tmp_path / "bundle" / "predictions" / "train-volume-12_label.tif").is_file()
