@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +286,16 @@ def test_no_datalist_and_no_such_list(trained, data, tmp_path):
     with pytest.raises(RuntimeError) as error:
         run("evaluate", dataset_dir=str(data), split="tests", ckpt_path=str(trained / "model.pt"))
     assert "it has no list 'tests', only training, test" in str(cause(error))
+
+
+def test_on_the_command_line_an_input_error_is_one_line(tmp_path):
+    image = tmp_path / "none.png"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
+    command += ["--config_file", str(BUNDLE / "configs" / "inference.yaml"), "--input", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {image}: ")
+    assert "Traceback" not in done.stderr
 
 
 # --- the configs themselves ---

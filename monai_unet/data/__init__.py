@@ -1,8 +1,9 @@
 """Files in, files out: readers that let no bad input pass."""
 
 from monai_unet.data.dicom import DicomSeriesReader
-from monai_unet.data.errors import InputError
+from monai_unet.data.errors import InputError, plain_input_errors
 from monai_unet.data.microscopy import MicroscopyReader, MicroscopyWriter, check_images, list_images
+from monai_unet.data.outlines import OutlinesWriter, outlines
 from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
 
 __all__ = [
@@ -11,7 +12,10 @@ __all__ = [
     "InputError",
     "MicroscopyReader",
     "MicroscopyWriter",
+    "OutlinesWriter",
     "check_images",
     "check_volume_pairs",
     "list_images",
+    "outlines",
+    "plain_input_errors",
 ]

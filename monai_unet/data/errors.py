@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -24,3 +26,22 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.cure)  # survives the trip from a loader's worker
+
+
+def plain_input_errors() -> None:
+    """Let a program that an `InputError` ends say just that, instead of a traceback through MONAI's config parser.
+
+    A bundle's ``initialize`` calls it first. Other errors keep their traceback.
+    """
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__
+        if cause is None:
+            previous(kind, error, trace)
+        else:
+            print(f"error: {cause}", file=sys.stderr)
+
+    sys.excepthook = hook

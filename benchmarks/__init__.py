@@ -1,0 +1,1 @@
+"""One file per claim; results are kept as JSON in `benchmarks/results`."""
