@@ -199,6 +199,9 @@ CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "trailing zeros after the pixels": (
         _series(lambda d, k: setattr(d, "PixelData", d.PixelData + bytes(8))), None
     ),
+    "other bytes after the pixels": (
+        _series(lambda d, k: setattr(d, "PixelData", d.PixelData + b"12345678")), "648 bytes of pixels where .* 640"
+    ),
     "missing slice": (
         _series(lambda d, k: k != 2),
         r"1 slice\(s\) missing: 5 mm between .*IM0001.dcm and .*IM0003.dcm, 2.5 mm expected.* Fetch the missing slices",
@@ -469,6 +472,7 @@ def test_library_logs_quote_no_values(tmp_path: Path, caplog: pytest.LogCaptureF
     caplog.clear()
     load(tmp_path)
     assert "Geheim" not in caplog.text
+    assert not logging.getLogger("pydicom").disabled
 
 
 # -- real files ------------------------------------------------------------------------------------------------------
