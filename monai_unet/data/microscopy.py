@@ -342,10 +342,8 @@ class MicroscopyWriter(ImageWriter):
         metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
         size, imagej = self.pixel_size, self.dtype != np.uint32
         if imagej:
-            array, metadata["axes"] = (
-                array[..., None],
-                metadata["axes"] + "S",
-            )  # said, lest a width of 1 is taken for it
+            array = array[..., None]
+            metadata["axes"] += "S"  # said, lest a width of 1 is taken for it
             metadata |= {"unit": "um"} if "X" in size else {}
             metadata |= {"spacing": size["Z"]} if "Z" in size else {}
         else:
