@@ -42,6 +42,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.weight_map
 
 clean:
 	rm -rf .venv demo
