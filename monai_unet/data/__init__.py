@@ -3,7 +3,6 @@
 from monai_unet.data.dicom import DicomSeriesReader
 from monai_unet.data.errors import InputError, plain_input_errors
 from monai_unet.data.microscopy import MicroscopyReader, MicroscopyWriter, check_images, list_images
-from monai_unet.data.outlines import OutlinesWriter, outlines
 from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
 
 __all__ = [
@@ -12,10 +11,8 @@ __all__ = [
     "InputError",
     "MicroscopyReader",
     "MicroscopyWriter",
-    "OutlinesWriter",
     "check_images",
     "check_volume_pairs",
     "list_images",
-    "outlines",
     "plain_input_errors",
 ]

@@ -186,7 +186,7 @@ def _itk(
     try:
         import SimpleITK as sitk
     except ImportError as error:
-        raise ImportError("NRRD and MetaImage need SimpleITK: pip install SimpleITK") from error
+        raise ImportError('NRRD and MetaImage need SimpleITK: pip install "monai_unet[volumes]"') from error
 
     image = sitk.ReadImage(path)
     expected = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
