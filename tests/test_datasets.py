@@ -318,9 +318,13 @@ def test_no_network_and_no_such_page(card: dict[str, Any], server: Server, tmp_p
 
 
 def test_archives_put_there_by_hand(card: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
+    killed = tmp_path / "here" / "Stack.part"  # what a killed run left behind
+    killed.mkdir(parents=True)
+    (killed / "old.tif").touch()
     (tmp_path / "here" / "Stack.zip").write_bytes(packed())
     prepare("mine", tmp_path)
+    assert {file.name for file in (tmp_path / "here" / "Stack").iterdir()} == {"v.tif", "l.tif"}
+    assert not killed.exists()
     card["url"] = "http://127.0.0.1:9/Other.tar"
     card["folder"] = "here/Other"
     with tarfile.open(tmp_path / "here" / "Other.tar", "w") as archive:

@@ -268,6 +268,13 @@ def test_what_a_cut_image_is_told(tmp_path: Path, compression: str | None) -> No
     rejects(tmp_path / "a.tif", rf"truncated TIFF: its pixels end at byte {len(whole)}, the file at {cut}\.")
 
 
+def test_a_strip_without_data(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        tif.pages[0].tags[279].overwrite(0)
+    rejects(tmp_path / "a.tif", "strips without data, which would be read as zeros")
+
+
 def test_imagej_count_is_believed(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 3), imagej=True, metadata={"axes": "ZYX"})
     data = (tmp_path / "a.tif").read_bytes().replace(b"images=3", b"images=5")
