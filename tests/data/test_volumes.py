@@ -394,5 +394,5 @@ def test_damaged_files_at_length(tmp_path: Path, name: str) -> None:
 def test_missing_simpleitk_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "raw.mha")
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(ImportError, match="pip install SimpleITK"):
+    with pytest.raises(ImportError, match=r"pip install \"monai_unet\[volumes\]"):
         load(path)
