@@ -1,6 +1,7 @@
 """The measures of the paper's two tables: the ISBI 2012 errors and the Cell Tracking Challenge's SEG."""
 
 from monai_unet.metrics.cell_tracking import (
+    CellErrors,
     MergesAndSplits,
     SegMeasure,
     det_measure,
@@ -17,6 +18,7 @@ from monai_unet.metrics.isbi import (
 )
 
 __all__ = [
+    "CellErrors",
     "MergesAndSplits",
     "PixelError",
     "RandError",

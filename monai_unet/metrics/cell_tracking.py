@@ -16,7 +16,7 @@ from monai.config import NdarrayOrTensor
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 
-__all__ = ["MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
+__all__ = ["CellErrors", "MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
 
 Frames = NdarrayOrTensor | Sequence[NdarrayOrTensor]
 
@@ -159,6 +159,18 @@ def merges_and_splits(reference: Frames, prediction: Frames, ignore: Frames | No
     return MergesAndSplits(merged, split)
 
 
+def _frames(
+    y_pred: torch.Tensor, y: torch.Tensor | None
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Reference, prediction and mask to ignore of each image of a metric's batch."""
+    if y is None or y.shape[1] not in (1, 2) or y_pred.shape[1] != 1:
+        raise ValueError(
+            f"y_pred has shape {tuple(y_pred.shape)} and y {None if y is None else tuple(y.shape)}: give y_pred "
+            "1 channel of instance ids, and y 1 channel of ids or 2 (ids, mask to ignore)."
+        )
+    return [(r[0], p[0], r[1] if len(r) == 2 else None) for p, r in zip(y_pred, y, strict=True)]
+
+
 class SegMeasure(CumulativeIterationMetric):
     """:func:`seg_measure` as a MONAI metric over images that come one batch at a time.
 
@@ -173,15 +185,7 @@ class SegMeasure(CumulativeIterationMetric):
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        if y is None or y.shape[1] not in (1, 2) or y_pred.shape[1] != 1:
-            raise ValueError(
-                f"y_pred has shape {tuple(y_pred.shape)} and y {None if y is None else tuple(y.shape)}: give y_pred "
-                "1 channel of instance ids, and y 1 channel of ids or 2 (ids, mask to ignore)."
-            )
-        sums = []
-        for p, r in zip(y_pred, y, strict=True):
-            (overlaps,) = _per_frame(r[0], p[0], r[1] if len(r) == 2 else None)
-            sums.append(_seg_sum(overlaps))
+        sums = [_seg_sum(overlaps) for frame in _frames(y_pred, y) for overlaps in _per_frame(*frame)]
         return torch.tensor(sums, dtype=torch.float64)
 
     def get_buffer(self) -> torch.Tensor | None:
@@ -194,3 +198,32 @@ class SegMeasure(CumulativeIterationMetric):
             raise ValueError("SegMeasure has seen no image: call it before aggregate().")
         total = sums.sum(dim=0)
         return total[0] / total[1]
+
+
+class CellErrors(CumulativeIterationMetric):
+    """The merged or the split cells of :func:`merges_and_splits` as a MONAI metric; called as :class:`SegMeasure` is.
+
+    `aggregate()` gives their number over all images, float64; `get_buffer()` that of each image, float64 (N, 1).
+
+    Args:
+        kind: "merged" or "split".
+
+    Raises:
+        ValueError: another kind; as :class:`SegMeasure`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind not in MergesAndSplits._fields:
+            raise ValueError(f'kind is {kind!r}; use "merged" or "split"')
+        self.kind = kind
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        counts = [[getattr(merges_and_splits(*frame), self.kind)] for frame in _frames(y_pred, y)]
+        return torch.tensor(counts, dtype=torch.float64)
+
+    def aggregate(self) -> torch.Tensor:
+        counts = self.get_buffer()
+        if counts is None:
+            raise ValueError("CellErrors has seen no image: call it before aggregate().")
+        return counts.sum()

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from scipy import ndimage
 
-from monai_unet.metrics import SegMeasure, det_measure, merges_and_splits, seg_measure
+from monai_unet.metrics import CellErrors, SegMeasure, det_measure, merges_and_splits, seg_measure
 
 
 def drawn(*rows: str) -> np.ndarray:
@@ -240,3 +240,27 @@ def test_metric_refuses_wrong_channels_and_no_images() -> None:
     with pytest.raises(ValueError, match="SegMeasure has seen no image: call it before aggregate"):
         SegMeasure().aggregate()
     assert SegMeasure().get_buffer() is None
+
+
+def test_cell_errors_per_image_and_overall() -> None:
+    rng = np.random.default_rng(5)
+    frames = [(r := random_instances(rng, (40, 50), 9), disturbed(rng, r)) for _ in range(4)]
+    frames.append((np.ones((40, 50), int), np.repeat([[1, 2]], 25, axis=1).repeat(40, axis=0)))
+    ignores = [rng.random((40, 50)) < 0.3 for _ in frames]
+    merged, split = CellErrors("merged"), CellErrors("split")
+    for (reference, prediction), ignore in zip(frames, ignores, strict=True):
+        y = torch.from_numpy(np.stack([reference, ignore]).astype(np.int64))
+        for metric in (merged, split):
+            metric([torch.from_numpy(prediction.astype(np.int64))[None]], [y])
+    each = [merges_and_splits(r, p, i) for (r, p), i in zip(frames, ignores, strict=True)]
+    assert merged.get_buffer().tolist() == [[count.merged] for count in each]  # type: ignore[union-attr]
+    assert split.get_buffer().tolist() == [[count.split] for count in each]  # type: ignore[union-attr]
+    assert float(merged.aggregate()) == sum(count.merged for count in each) > 0
+    assert float(split.aggregate()) == sum(count.split for count in each) > 0
+
+
+def test_cell_errors_refuse_other_kinds_and_no_images() -> None:
+    with pytest.raises(ValueError, match='kind is \'lost\'; use "merged" or "split"'):
+        CellErrors("lost")
+    with pytest.raises(ValueError, match="CellErrors has seen no image"):
+        CellErrors("split").aggregate()
