@@ -236,7 +236,7 @@ def test_inputs_and_networks_that_cannot_be():
     ("kwargs", "message"),
     [
         ({"padding_mode": "zeros"}, 'padding_mode is \'zeros\'; it must be "reflect" or "replicate"'),
-        ({"averaging": "rotate"}, 'averaging is \'rotate\'; it must be None, "mirror" or "all"'),
+        ({"averaging": "rotate"}, 'averaging is \'rotate\'; it must be "none", "mirror" or "all"'),
         ({"amp": "half"}, "amp is 'half'; it must be true or false"),
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],
