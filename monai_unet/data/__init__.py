@@ -2,7 +2,9 @@
 
 from monai_unet.data.dicom import DicomSeriesReader
 from monai_unet.data.errors import InputError, plain_input_errors
-from monai_unet.data.microscopy import MicroscopyReader, MicroscopyWriter, check_images, list_images
+from monai_unet.data.image_lists import check_images, list_images
+from monai_unet.data.microscopy import MicroscopyReader
+from monai_unet.data.microscopy_writer import MicroscopyWriter
 from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
 
 __all__ = [

@@ -1,15 +1,13 @@
-"""Microscopy images in and out: PNG, JPEG and TIFF, one image or a stack of pages (the EM stack of section 4).
+"""Microscopy images in: PNG, JPEG and TIFF, one image or a stack of pages (the EM stack of section 4).
 
 Arrays are channel-first with row-major axes, ``(C, H, W)`` or ``(C, Z, H, W)``: row and column of the array are
-row and column on the screen, never transposed. Whatever cannot be read exactly raises `InputError`; `check_images`
-finds all of it before the first step of a training or a prediction.
+row and column on the screen, never transposed. Whatever cannot be read exactly raises `InputError`.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
-import itertools
 import math
 import os
 import re
@@ -21,15 +19,11 @@ from typing import Any
 
 import numpy as np
 from monai.data.image_reader import ImageReader
-from monai.data.image_writer import ImageWriter
-from monai.data.utils import affine_to_spacing
 from monai.utils.misc import ensure_tuple
-from monai.utils.type_conversion import convert_data_type
 
-from monai_unet.data.atomic import replacing
 from monai_unet.data.errors import InputError
 
-__all__ = ["MicroscopyReader", "MicroscopyWriter", "check_images", "list_images"]
+__all__ = ["MicroscopyReader"]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 OUT_OF_SCOPE = (".zarr", ".svs", ".ndpi", ".scn", ".mrxs")  # OME-Zarr and whole slides: by region only, not here
@@ -283,169 +277,3 @@ def _optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f'{name} is missing: pip install "monai_unet[microscopy]"') from error
-
-
-class MicroscopyWriter(ImageWriter):
-    """MONAI writer for ``SaveImaged(writer=MicroscopyWriter, output_ext=".tif", resample=False, output_dtype=...)``.
-
-    ``(C, H, W)``, ``(C, Z, H, W)``, or without the channel, becomes a TIFF that Fiji opens with the right axes: ImageJ
-    layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it was known. One
-    channel or one page is not kept as an axis of its own. Written to a temporary name beside the target, synced and
-    moved, so that a killed run leaves nothing under the final name; a file already there is replaced.
-
-    Args:
-        output_dtype: uint8, uint16, uint32 or float32. Values that do not fit are an error, never wrapped.
-        scale: 255 or 65535 to stretch [0, 1] to integers; None writes the values.
-
-    Raises:
-        ValueError: a dtype or shape that is none of these, values that do not fit, ``resample=True`` for an array that
-            left the grid of its source (invert the transforms instead).
-    """
-
-    def __init__(self, output_dtype: Any = np.float32, scale: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.dtype, self.scale, self.pixel_size = np.dtype(output_dtype), scale, dict[str, float]()
-        if self.dtype not in (np.uint8, np.uint16, np.uint32, np.float32):
-            raise ValueError(f"output_dtype {self.dtype} cannot be written; use uint8, uint16, uint32 or float32")
-
-    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take the array; ``channel_dim`` None says that there is no channel axis."""
-        array: np.ndarray = np.asarray(convert_data_type(data_array, np.ndarray)[0])
-        array = array[None] if channel_dim is None else np.moveaxis(array, channel_dim, 0)
-        if array.ndim not in (3, 4) or array.size == 0:
-            raise ValueError(f"shape {array.shape} is neither (C, H, W) nor (C, Z, H, W)")
-        if self.scale is not None:
-            array = np.rint(np.clip(array, 0, 1) * self.scale)
-        with np.errstate(invalid="ignore", over="ignore"):
-            data = array.astype(self.dtype)
-        if (self.dtype.kind == "u" or array.dtype.kind in "iu") and not np.array_equal(data, array):
-            problem = f"values from {array.min()} to {array.max()} do not fit {self.dtype} exactly"
-            raise ValueError(f"{problem}; choose a wider output_dtype, or round them first")
-        self.data_obj = data
-
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, resample: bool = False, **options: Any) -> None:
-        """Take the pixel size, which the affine tracks through flips and turns, where the source told it."""
-        affine = np.asarray((meta_dict or {}).get("affine", np.eye(3)), dtype=float)
-        source = np.asarray((meta_dict or {}).get("original_affine", affine), dtype=float)
-        if resample and not np.allclose(affine, source):
-            raise ValueError("the array is not on its source's grid: apply Invertd first, or save with resample=False")
-        known = np.asarray((meta_dict or {}).get("pixel_size_um", ()), dtype=float)
-        spacing = affine_to_spacing(affine)[: len(known)]
-        self.pixel_size = {a: float(s) for a, s, k in zip("XYZ", spacing[::-1], known[::-1], strict=False) if k > 0}
-
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
-        super().write(filename, verbose=verbose)
-        tifffile = _optional("tifffile")
-        array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants
-        keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
-        array = array.reshape([array.shape[i] for i in keep])
-        metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
-        size, imagej = self.pixel_size, self.dtype != np.uint32
-        if imagej:
-            array = array[..., None]
-            metadata["axes"] += "S"  # said, lest a width of 1 is taken for it
-            metadata |= {"unit": "um"} if "X" in size else {}
-            metadata |= {"spacing": size["Z"]} if "Z" in size else {}
-        else:
-            metadata |= {f"PhysicalSize{axis}": s for axis, s in size.items()}
-        resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
-        with replacing(filename) as part:
-            tifffile.imwrite(
-                part,
-                array,
-                imagej=imagej,
-                ome=not imagej,
-                photometric="minisblack",
-                compression="zlib",
-                resolution=resolution if imagej else None,
-                metadata=metadata,
-            )
-
-
-def check_images(
-    items: Sequence[Mapping[str, Any]],
-    keys: Sequence[str] = ("image",),
-    label_keys: Sequence[str] = (),
-    channels: int | None = 1,
-    label_values: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Read every file of a MONAI datalist once, before any step of training or prediction.
-
-    Args:
-        items: the datalist, ``[{"image": path, "label": path}, ...]``.
-        keys: the keys of images; every item must have them.
-        label_keys: the keys of labels or masks; every item must have them. One channel, whole numbers, the spatial
-            shape of the item's first image.
-        channels: the channels the network takes; None for any number.
-        label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
-
-    Returns:
-        The items, as a list, so that a configuration can hand them on.
-
-    Raises:
-        InputError: at the first bad item: as `MicroscopyReader`, and for an empty list, a missing key, an image listed
-            twice, labels of another shape or with other values.
-    """
-    seen: set[str] = set()
-    readers = {key: MicroscopyReader(channels) for key in keys} | {key: MicroscopyReader(1) for key in label_keys}
-    if not items:
-        raise InputError("datalist", "it has no items", "Check the folder or the name of the list")
-    for index, item in enumerate(items):
-        missing = [key for key in readers if key not in item]
-        if missing:
-            raise InputError(f"datalist item {index}", f"has no {missing[0]!r}, only {list(item)}", "Add its path")
-        arrays = {key: reader.get_data(reader.read(item[key]))[0] for key, reader in readers.items()}
-        for key in keys:
-            name = str(tuple(os.path.realpath(path) for path in ensure_tuple(item[key])))
-            if name in seen:
-                raise InputError(ensure_tuple(item[key])[0], "listed twice", "Keep one of the two items")
-            seen.add(name)
-        for key in label_keys:
-            path, label, image = ensure_tuple(item[key])[0], arrays[key], arrays[keys[0]]
-            if label.shape[1:] != image.shape[1:]:
-                problem = f"labels of another shape: {label.shape[1:]}, the image {item[keys[0]]} has {image.shape[1:]}"
-                raise InputError(path, problem, "Pair every image with the labels drawn on it")
-            found = np.unique(label)
-            if (found != np.rint(found)).any():
-                wrong, rule = found[found != np.rint(found)], "whole numbers"
-            else:
-                wrong = found[:0] if label_values is None else np.setdiff1d(found, label_values)
-                rule = "/".join(str(value) for value in label_values or ())
-            if len(wrong):
-                values = ", ".join(f"{value:g}" for value in wrong[:5]) + (", …" if len(wrong) > 5 else "")
-                raise InputError(path, f"labels that are not {rule}: {values}", f"Save the labels as {rule}")
-    return [dict(item) for item in items]
-
-
-def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The images of a folder (not of its subfolders), or the one file, as a MONAI datalist.
-
-    Returns:
-        ``[{"image": path}, ...]`` in natural order (slice 2 before slice 10); hidden files are left out.
-
-    Raises:
-        InputError: no such path, no image in the folder, two images that differ in the suffix only (their results
-            would share a name), OME-Zarr and whole slides.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise InputError(path, "there is no such file or folder", "Check the path")
-    if path.is_dir() and path.suffix.lower() not in OUT_OF_SCOPE:
-        files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
-        if not files:
-            cure = f"Put images of these kinds there: {', '.join(SUFFIXES)}"
-            raise InputError(path, f"no image in this folder of {len(list(path.iterdir()))} entries", cure)
-    elif path.suffix.lower() in SUFFIXES:
-        files = [path]
-    else:
-        problem = f"{path.suffix or 'a name without suffix'} is not read here"
-        raise InputError(path, problem, f"Export it as TIFF; these are read: {', '.join(SUFFIXES)}")
-    files.sort(key=lambda file: [(not c.isdecimal(), int(c) if c.isdecimal() else c) for c in _chunks(file)])
-    for one, two in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
-        if one.stem == two.stem:
-            raise InputError(two, f"differs from {one.name} in the suffix only", "Rename one of the two")
-    return [{"image": str(file)} for file in files]
-
-
-def _chunks(file: Path) -> list[str]:
-    return [chunk for chunk in re.split(r"(\d+)", file.name.lower()) if chunk]
