@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
-        if self.best is None or self.better(value, self.best):
+        if self.best is None or math.isnan(self.best) or self.better(value, self.best):
             self.best = value
             with replacing(self.path) as partial:
                 torch.save(self.network.state_dict(), partial)

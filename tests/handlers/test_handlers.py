@@ -30,7 +30,12 @@ def validations(network: ValidUNet, path: Path, values: list[float], **kwargs) -
 
 @pytest.mark.parametrize(
     ("values", "kwargs", "best"),
-    [([0.5, 0.2, 0.3], {}, 2), ([0.5, 0.2, 0.3], {"better": float.__gt__}, 1), ([0.2, 0.2], {}, 1)],
+    [
+        ([0.5, 0.2, 0.3], {}, 2),
+        ([0.5, 0.2, 0.3], {"better": float.__gt__}, 1),
+        ([0.2, 0.2], {}, 1),
+        ([float("nan"), 0.4], {}, 2),
+    ],
 )
 def test_the_best_network_is_kept(values, kwargs, best, tmp_path):
     network = ValidUNet(2, 1, 2, (2, 3))
