@@ -279,7 +279,8 @@ def test_array_types_and_meta_data_are_kept() -> None:
 
 def test_seeds_decide() -> None:
     def run(seed: int) -> torch.Tensor:
-        compose = Compose([RandElasticDeformationd("image", rotate_range=1.0), RandElasticDeformationd("image")])
+        first = RandElasticDeformationd("image", rotate_range=1.0, translate_range=3, flip_prob=0.5, random_center=True)
+        compose = Compose([first, RandElasticDeformationd("image")])
         compose.set_random_state(seed)
         return torch.stack([compose({"image": noise(1, 16, 16)})["image"] for _ in range(2)])
 
