@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,31 @@ def datalist(folder: str | os.PathLike[str], split: str) -> list[dict[str, Any]]
     return load_decathlon_datalist(file, True, split)
 
 
-def identity(folder: str | os.PathLike[str]) -> str:
-    """Name and checksum of a prepared dataset, for the record; the file's own checksum where it tells none."""
+def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """Name and checksum of a prepared dataset, for the record; the file's own checksum where it tells none.
+
+    Args:
+        folder: where dataset.json is.
+        items: what is trained on. Where these are no items of dataset.json (MONAI Label hands over its own), their
+            number, and the checksum of their files.
+    """
+    if items is not None and not _listed(folder, items):
+        digest = hashlib.sha256()
+        for item in items:
+            for _, file in sorted(item.items()):
+                digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        return f"{len(items)} items sha256:{digest.hexdigest()}"
     file, document = _document(folder)
     checksum = document.get("checksum") or hashlib.sha256(file.read_bytes()).hexdigest()
     return f"{document.get('name', 'dataset.json')} sha256:{checksum}"
+
+
+def _listed(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]]) -> bool:
+    if not (Path(folder) / "dataset.json").is_file():
+        return False
+    lists = [key for key, value in _document(folder)[1].items() if isinstance(value, list)]
+    known = [item for key in lists if key in ("training", "validation", "test") for item in datalist(folder, key)]
+    return all(item in known for item in items)
 
 
 def _document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from monai_unet.data.errors import InputError
-from monai_unet.datasets.phantoms import cell_phantom, em_phantom
+from monai_unet.datasets.dicom_series import dicom_series
+from monai_unet.datasets.phantoms import cell_phantom, em_phantom, organ_phantom
 from monai_unet.datasets.store import Store, load, sha256
 
 __all__ = ["LAYOUTS"]
@@ -206,10 +208,33 @@ def decathlon(card: dict[str, Any], archive: Path | None, store: Store) -> Datal
     return {".": lists}
 
 
+def organs(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
+    """Synthetic pairs as NIfTI, and each image once more as a folder of DICOM slices, under the key ``dicom``."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", card["rotation"], degrees=True).as_matrix() * card["spacing"]
+    affine[:3, 3] = card["centre"] - affine[:3, :3] @ (np.array(card["size"]) - 1) / 2
+    lists: Datalists = {".": {}}
+    for title, (first, last) in card["split"].items():
+        lists["."][title] = []
+        for number in range(first, last + 1):
+            name = f"organ-{number:02d}"
+            image, label = organ_phantom(card["size"], card["spacing"], card["seed"], number)
+            store.count(image, label)
+            slices = [
+                store.write(f"dicom/{name}/{k:03d}.dcm", data)
+                for k, data in enumerate(dicom_series(image, affine, name))
+            ]
+            item = {"image": store.volume(f"images/{name}.nii.gz", image, affine)}
+            item["label"] = store.volume(f"labels/{name}.nii.gz", label, affine)
+            lists["."][title].append({**item, "dicom": str(Path(slices[0]).parent)})
+    return lists
+
+
 LAYOUTS: dict[str, Layout] = {
     "stack": stack,
     "em_phantom": em_stack,
     "cell_tracking": cell_tracking,
     "cell_phantom": cells,
     "decathlon": decathlon,
+    "organ_phantom": organs,
 }
