@@ -24,6 +24,7 @@ def check_images(
     label_keys: Sequence[str] = (),
     channels: int | None = 1,
     label_values: Sequence[int] | None = None,
+    other_values: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Read every file of a MONAI datalist once, before any step of training or prediction.
 
@@ -34,6 +35,7 @@ def check_images(
             shape of the item's first image.
         channels: the channels the network takes; None for any number.
         label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
+        other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
 
     Returns:
         The items, as a list, so that a configuration can hand them on.
@@ -67,7 +69,7 @@ def check_images(
             else:
                 wrong = found[:0] if label_values is None else np.setdiff1d(found, label_values)
                 rule = "/".join(str(value) for value in label_values or ())
-            if len(wrong):
+            if len(wrong) and not np.isin(found, other_values).all():
                 values = ", ".join(f"{value:g}" for value in wrong[:5]) + (", …" if len(wrong) > 5 else "")
                 raise InputError(path, f"labels that are not {rule}: {values}", f"Save the labels as {rule}")
     return [dict(item) for item in items]

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -86,4 +87,12 @@ def load_network(path: str | os.PathLike[str], in_channels: int | None = None, s
                 f"the network has {name} = {getattr(network, name)}, and {expected} is needed",
                 "Name a checkpoint that was trained on such images",
             )
+    network.register_load_state_dict_post_hook(_refuse_other_weights)
     return network.eval()
+
+
+def _refuse_other_weights(network: nn.Module, keys: Any) -> None:
+    """MONAI Label loads a network's weights again, and not strictly: what does not match would be left as it is."""
+    if keys.missing_keys or keys.unexpected_keys:
+        wrong = [*keys.missing_keys, *keys.unexpected_keys]
+        raise RuntimeError(f"these weights are not those of the network: {len(wrong)} names differ, such as {wrong[0]}")
