@@ -4,6 +4,6 @@ from monai_unet.handlers.checkpoints import BestCheckpoint, load_network
 from monai_unet.handlers.pictures import Pictures
 from monai_unet.handlers.scores import Scores
 from monai_unet.handlers.tracking import Tracking
-from monai_unet.handlers.volume_metrics import PerClass, SpacingMetricHandler
+from monai_unet.handlers.volume_metrics import PerClass, SurfaceMetricHandler
 
-__all__ = ["BestCheckpoint", "PerClass", "Pictures", "Scores", "SpacingMetricHandler", "Tracking", "load_network"]
+__all__ = ["BestCheckpoint", "PerClass", "Pictures", "Scores", "SurfaceMetricHandler", "Tracking", "load_network"]

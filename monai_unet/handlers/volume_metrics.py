@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,22 @@ from ignite.engine import Engine, Events
 from ignite.metrics.metric import reinit__is_reduced
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
+from monai.metrics.metric import IterationMetric
+from scipy import ndimage
 
-__all__ = ["PerClass", "SpacingMetricHandler"]
+__all__ = ["PerClass", "SurfaceMetricHandler"]
 
 
-class SpacingMetricHandler(IgniteMetricHandler):
+class SurfaceMetricHandler(IgniteMetricHandler):
     """MONAI's `IgniteMetricHandler` for surface distances in millimetres.
 
     MONAI's `HausdorffDistanceMetric` and `SurfaceDistanceMetric` count in voxels unless they are told the ``spacing``,
-    and the plain handler tells none. This one takes it from the affine of each reference.
+    and the plain handler tells none: this one takes it from the affine of each reference. They also take the cut where
+    an organ leaves the volume for its surface; here a surface voxel has a neighbour in the volume that is not of the
+    organ, as in the CHAOS challenge (Kavur et al. 2021). A class that only one of the two masks holds is infinitely far
+    away; one that neither holds has no distance (NaN), and is left out of the means.
 
-    ``output_transform`` gives two lists of (K, *spatial), prediction and reference, the latter as `MetaTensor`.
+    ``output_transform`` gives two lists of binary (K, *spatial), prediction and reference, the latter as `MetaTensor`.
     """
 
     @reinit__is_reduced
@@ -35,7 +41,22 @@ class SpacingMetricHandler(IgniteMetricHandler):
                 raise TypeError(
                     f"the reference is a {type(reference).__name__}; only a MetaTensor tells its voxel size"
                 )
-            self.metric_fn([pred], [reference], spacing=reference.pixdim.tolist())
+            pair = [_surface(pred)], [_surface(reference)]
+            values = IterationMetric.__call__(self.metric_fn, *pair, spacing=reference.pixdim.tolist())
+            # MONAI's percentile of infinite distances is NaN, and a missed organ would be left out of the mean
+            held, due = (mask.flatten(1).amax(1) > 0 for (mask,) in pair)
+            missed = (held != due)[-values.shape[1] :]
+            self.metric_fn.extend(torch.as_tensor(values).masked_fill(missed, math.inf))
+
+
+def _surface(mask: torch.Tensor) -> torch.Tensor:
+    """(K, *spatial) → its voxels with a face neighbour, inside the volume, that is not of the mask; float32.
+
+    All of them are what MONAI takes for the surface of the result, so it may be handed over in the mask's place.
+    """
+    plain = mask.numpy(force=True) > 0
+    cross = ndimage.generate_binary_structure(plain.ndim - 1, 1)[None]
+    return torch.as_tensor(plain & ~ndimage.binary_erosion(plain, cross, border_value=1)).float()
 
 
 class PerClass:
