@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
@@ -108,8 +109,8 @@ def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data):
     assert [m.step for m in client.get_metric_history(found.info.run_id, "lr_group_0")] == [1, 2, 3]
     assert [m.step for m in client.get_metric_history(found.info.run_id, "rand_error")] == [3]
     files = [file.path for folder in ("", "pictures") for file in client.list_artifacts(found.info.run_id, folder)]
-    assert {"config.json", "pictures/epoch_0001.png"} <= set(files)
-    config = json.loads(Path(client.download_artifacts(found.info.run_id, "config.json")).read_text())
+    assert {"config.yaml", "environment.txt", "parameters.json", "pictures/epoch_0001.png"} <= set(files)
+    config = yaml.safe_load(Path(client.download_artifacts(found.info.run_id, "config.yaml")).read_text())
     assert (config["steps_per_epoch"], config["momentum"]) == (3, 0.99), "the override, and the rest of the file"
 
 
