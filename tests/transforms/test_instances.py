@@ -80,6 +80,38 @@ def test_diagonal_neighbours_are_set_apart_on_request() -> None:
     np.testing.assert_array_equal(SeparateInstances(connectivity=2, keep_ids=True)(cells), expected)
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("1111111122222222......", "111111.....22222......"),  # along the ridge, the later cell's first voxel
+        ("111111111.2222222.....", "11111111.....2222....."),  # a gap of one is widened to five
+        ("111.........222.......", "111.........222......."),  # and one that is wide enough is left
+    ],
+)
+def test_a_corridor_of_the_given_width(row: str, expected: str) -> None:
+    separated = SeparateInstances(keep_ids=True, width=5)(np.repeat(drawing(row), 9, axis=1))
+    np.testing.assert_array_equal(separated, np.repeat(drawing(expected), 9, axis=1))
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_a_wide_ridge_loses_no_instance_and_is_given_back(width: int) -> None:
+    for seed in range(3):
+        ids = touching_cells((150, 160), 100, seed)
+        mask = SeparateInstances(width=width)(ids)
+        found = LabelInstances(grow=width)(mask).astype(int)
+        truth = np.unique(ids, return_inverse=True)[1]
+        assert found.max() == truth.max()
+        assert mask.sum() < SeparateInstances()(ids).sum()
+        ridge_lost = jaccard_of_best_matches(truth, LabelInstances(grow=0)(mask).astype(int))
+        assert jaccard_of_best_matches(truth, found).mean() > 1.1 * ridge_lost.mean()  # of cells 9 voxels wide
+
+
+def test_an_image_without_contacts_has_no_corridor() -> None:
+    lone = drawing(".111.", ".111.", ".111.")
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True, width=5)(lone), lone)
+    np.testing.assert_array_equal(SeparateInstances(keep_ids=True, width=5)(0 * lone), 0 * lone)
+
+
 @pytest.mark.parametrize("connectivity", [1, 2])
 @pytest.mark.parametrize("size", [(90, 100), (30, 32, 34)])
 def test_no_two_instances_stay_connected(size: tuple[int, ...], connectivity: int) -> None:
@@ -287,6 +319,8 @@ def test_dictionary_forms() -> None:
             lambda: SeparateInstances(connectivity=0),
             "connectivity is 0; use 1 (faces), 2 (edges) or 3 (corners, in 3-D)",
         ),
+        (lambda: SeparateInstances(width=4), "width is 4; it must be an odd number of voxels, 3 for one"),
+        (lambda: SeparateInstances(width=0), "width is 0; it must be an odd number of voxels, 1 for one"),
         (lambda: LabelInstances(connectivity=8), "connectivity is 8; use 1 (faces)"),
         (lambda: LabelInstances(min_size=-1), "min_size is -1; it must be at least 0, which turns it off"),
         (lambda: LabelInstances(grow=-2), "grow is -2; it must be at least 0, which turns it off"),
