@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy import ndimage
 
 from monai_unet.transforms.instances import instance_ids
@@ -39,7 +39,8 @@ class BorderWeightMap(Transform):
         spacing: voxel size per axis, for distances in that unit; None for voxels.
 
     Raises:
-        ValueError: a parameter is out of range; labels are negative, fractional, or of several channels.
+        ValueError: a parameter is out of range; labels are negative, fractional, or of several channels; ignore has
+            another shape.
 
     Source: Ronneberger et al. 2015, Eq. 2.
     """
@@ -68,25 +69,30 @@ class BorderWeightMap(Transform):
             raise ValueError(f"spacing is {spacing!r}; voxel sizes are above 0")
         self.w0, self.sigma, self.class_weights, self.spacing = w0, sigma, class_weights, spacing
 
-    def __call__(self, labels: NdarrayOrTensor) -> NdarrayOrTensor:
+    def __call__(self, labels: NdarrayOrTensor, ignore: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
         """
         Args:
             labels: instance ids (1, H, W) or (1, H, W, D), whole numbers of any dtype, 0 = background.
+            ignore: (1, *spatial), not 0 where nothing is known: no weight there, and no part in the frequencies.
 
         Returns:
             weights (1, *spatial) float32, of the labels' array type; a MetaTensor keeps its meta data.
         """
         ids = instance_ids(labels)
-        weights = self._class_weights(ids > 0)
+        known = np.ones(ids.shape, bool) if ignore is None else convert_to_numpy(ignore)[0] == 0
+        if known.shape != ids.shape:
+            raise ValueError(f"ignore has shape {(1, *known.shape)}; it must be the labels', {(1, *ids.shape)}")
+        weights = self._class_weights(ids > 0, known)
         if self.w0 > 0:
             weights += self._border_term(ids)
+        weights *= known
         return convert_to_dst_type(weights[None], labels, dtype=np.float32)[0]
 
-    def _class_weights(self, foreground: np.ndarray) -> np.ndarray:
+    def _class_weights(self, foreground: np.ndarray, known: np.ndarray) -> np.ndarray:
         pair = self.class_weights if self.class_weights is not None else (1.0, 1.0)
         if isinstance(pair, str):
-            counts = np.bincount(foreground.ravel(), minlength=2)
-            pair = [foreground.size / (2 * n) if n else 1.0 for n in counts.tolist()]
+            counts = np.bincount(foreground[known], minlength=2)
+            pair = [counts.sum() / (2 * n) if n else 1.0 for n in counts.tolist()]
         return np.where(foreground, np.float32(pair[1]), np.float32(pair[0]))
 
     def _border_term(self, ids: np.ndarray) -> np.ndarray:
@@ -115,6 +121,7 @@ class BorderWeightMapd(MapTransform):
     Args:
         keys: the one key of the instance labels, which stay as they are.
         output_key: where the weights go.
+        ignore_key: item that is not 0 where nothing is known; None: everything is.
         allow_missing_keys: do nothing when the key is absent.
 
     The other arguments are those of :py:class:`BorderWeightMap`.
@@ -129,16 +136,17 @@ class BorderWeightMapd(MapTransform):
         spacing: Sequence[float] | None = None,
         output_key: str = "weight",
         allow_missing_keys: bool = False,
+        ignore_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"keys is {self.keys!r}; use one key, its weights go to output_key {output_key!r}")
-        self.output_key = output_key
+        self.output_key, self.ignore_key = output_key, ignore_key
         self.weight_map = BorderWeightMap(w0, sigma, class_weights, spacing)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Add the weights; see :py:meth:`BorderWeightMap.__call__`."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.output_key] = self.weight_map(d[key])
+            d[self.output_key] = self.weight_map(d[key], d[self.ignore_key] if self.ignore_key else None)
         return d

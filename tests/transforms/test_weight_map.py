@@ -123,6 +123,22 @@ def test_far_apart_ids_by_the_ten_thousand() -> None:
         assert out[0][voxel] == pytest.approx(math.exp(-(total**2) / 0.5), rel=1e-4)
 
 
+def test_what_is_ignored_has_no_weight_and_no_part_in_the_class_frequencies() -> None:
+    ids = np.zeros((1, 4, 10), int)
+    ids[0, :, :2], ids[0, :, 8:] = 1, 2
+    ignore = np.zeros_like(ids)
+    ignore[0, :, 8:] = 255  # what is left: 8 voxels of a cell, 24 of background
+    out = BorderWeightMap(w0=0)(ids, ignore)[0]
+    np.testing.assert_allclose(out[0], [2, 2, *[2 / 3] * 6, 0, 0], rtol=1e-6)
+    border = BorderWeightMap(class_weights=None)(ids, ignore)[0]
+    np.testing.assert_array_equal(border[:, 8:], 0)
+    assert border[0, 4] == pytest.approx(1 + 10 * math.exp(-(7**2) / 50), rel=1e-5)  # its cell still has a border
+    chain = BorderWeightMapd("label", w0=0, ignore_key="ignore")
+    np.testing.assert_array_equal(chain({"label": ids, "ignore": ignore})["weight"][0], out)
+    with pytest.raises(ValueError, match=re.escape("ignore has shape (1, 4, 9); it must be the labels', (1, 4, 10)")):
+        BorderWeightMap()(ids, ignore[:, :, :9])
+
+
 def test_array_types_and_meta_data() -> None:
     ids = discs(32, 2)
     meta = MetaTensor(torch.as_tensor(ids), affine=torch.diag(torch.tensor([2.0, 3, 1, 1])), meta={"name": "a"})
