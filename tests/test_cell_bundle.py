@@ -232,6 +232,35 @@ def test_colour_images_and_folders(tmp_path):
     assert "3 channels, the network takes 1. Convert it to grayscale" in str(cause(error))
 
 
+@pytest.mark.slow  # the outlines take a while
+def test_seventy_thousand_cells_leave_by_the_door(by_hand, tmp_path):
+    """More than uint16 counts; single bright pixels, two apart."""
+    image = np.full((540, 540), 50, np.uint8)
+    image[::2, ::2] = 200
+    Image.fromarray(image).save(tmp_path / "dust.png")
+    options = {"min_size": 0, "fill_holes": False, "grow": 0, "averaging": "none", "device": "cpu"}
+    run(
+        "inference",
+        input=str(tmp_path / "dust.png"),
+        ckpt_path=str(by_hand),
+        output_dir=str(tmp_path / "out"),
+        handlers=[],
+        **options,
+    )
+    ids = tifffile.imread(tmp_path / "out" / "dust_instances.tif")
+    assert (ids.dtype, ids.max()) == (np.uint32, 270 * 270)
+    assert np.array_equal(ids > 0, image > 100)
+    features = json.loads((tmp_path / "out" / "dust.geojson").read_text())["features"]
+    assert len(features) == 270 * 270
+
+
+def test_a_stack_is_refused(by_hand, tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 40, 40), np.uint8))
+    with pytest.raises((InputError, RuntimeError, SystemExit)) as error:
+        run("inference", input=str(tmp_path / "stack.tif"), ckpt_path=str(by_hand), output_dir=str(tmp_path / "out"))
+    assert "a stack of 5 pages, and single images are taken here" in str(cause(error))
+
+
 def test_bad_masks_stop_training_before_its_first_step(data, tmp_path):
     document = json.loads((data / "dataset.json").read_text())
     mask = tmp_path / "mask.png"
@@ -277,7 +306,11 @@ def test_images_and_instances_are_handled_alike_in_every_config():
         for block in (
             train["validate::postprocessing::transforms"],
             evaluate["postprocessing::transforms"],
-            [step for step in inference["postprocessing::transforms"] if step["_target_"] not in ("SaveImaged", "SqueezeDimd")],
+            [
+                step
+                for step in inference["postprocessing::transforms"]
+                if step["_target_"] not in ("SaveImaged", "SqueezeDimd")
+            ],
         )
     ]
     assert after[0] == after[1] == after[2]

@@ -25,6 +25,7 @@ def check_images(
     channels: int | None = 1,
     label_values: Sequence[int] | None = None,
     other_values: Sequence[int] = (),
+    stacks: bool = True,
 ) -> list[dict[str, Any]]:
     """Read every file of a MONAI datalist once, before any step of training or prediction.
 
@@ -36,13 +37,14 @@ def check_images(
         channels: the channels the network takes; None for any number.
         label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
         other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
+        stacks: whether an image may have several pages (or Z planes).
 
     Returns:
         The items, as a list, so that a configuration can hand them on.
 
     Raises:
         InputError: at the first bad item: as `MicroscopyReader`, and for an empty list, a missing key, an image listed
-            twice, labels of another shape or with other values.
+            twice, a stack where there may be none, labels of another shape or with other values.
     """
     seen: set[str] = set()
     readers = {key: MicroscopyReader(channels) for key in keys} | {key: MicroscopyReader(1) for key in label_keys}
@@ -58,6 +60,9 @@ def check_images(
             if name in seen:
                 raise InputError(ensure_tuple(item[key])[0], "listed twice", "Keep one of the two items")
             seen.add(name)
+            if arrays[key].ndim > 3 and not stacks:
+                problem = f"a stack of {arrays[key].shape[1]} pages, and single images are taken here"
+                raise InputError(ensure_tuple(item[key])[0], problem, "Save each page as a file of its own")
         for key in label_keys:
             path, label, image = ensure_tuple(item[key])[0], arrays[key], arrays[keys[0]]
             if label.shape[1:] != image.shape[1:]:

@@ -25,7 +25,8 @@ class MicroscopyWriter(ImageWriter):
     moved, so that a killed run leaves nothing under the final name; a file already there is replaced.
 
     Args:
-        output_dtype: uint8, uint16, uint32 or float32. Values that do not fit are an error, never wrapped.
+        output_dtype: uint8, uint16, uint32 or float32; None for the array's own, signed integers as uint32 (so
+            instances are uint16 up to 65,535 of them). Values that do not fit are an error, never wrapped.
         scale: 255 or 65535 to stretch [0, 1] to integers; None writes the values.
 
     Raises:
@@ -35,9 +36,8 @@ class MicroscopyWriter(ImageWriter):
 
     def __init__(self, output_dtype: Any = np.float32, scale: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.dtype, self.scale, self.pixel_size = np.dtype(output_dtype), scale, dict[str, float]()
-        if self.dtype not in (np.uint8, np.uint16, np.uint32, np.float32):
-            raise ValueError(f"output_dtype {self.dtype} cannot be written; use uint8, uint16, uint32 or float32")
+        self.dtype = None if output_dtype is None else _writable(np.dtype(output_dtype))
+        self.scale, self.pixel_size = scale, dict[str, float]()
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the array; ``channel_dim`` None says that there is no channel axis."""
@@ -47,10 +47,12 @@ class MicroscopyWriter(ImageWriter):
             raise ValueError(f"shape {array.shape} is neither (C, H, W) nor (C, Z, H, W)")
         if self.scale is not None:
             array = np.rint(np.clip(array, 0, 1) * self.scale)
+        own = np.dtype(np.uint32) if array.dtype.kind == "i" else array.dtype
+        dtype = _writable(own) if self.dtype is None else self.dtype
         with np.errstate(invalid="ignore", over="ignore"):
-            data = array.astype(self.dtype)
-        if (self.dtype.kind == "u" or array.dtype.kind in "iu") and not np.array_equal(data, array):
-            problem = f"values from {array.min()} to {array.max()} do not fit {self.dtype} exactly"
+            data = array.astype(dtype)
+        if (dtype.kind == "u" or array.dtype.kind in "iu") and not np.array_equal(data, array):
+            problem = f"values from {array.min()} to {array.max()} do not fit {dtype} exactly"
             raise ValueError(f"{problem}; choose a wider output_dtype, or round them first")
         self.data_obj = data
 
@@ -74,7 +76,7 @@ class MicroscopyWriter(ImageWriter):
         keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
         array = array.reshape([array.shape[i] for i in keep])
         metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
-        size, imagej = self.pixel_size, self.dtype != np.uint32
+        size, imagej = self.pixel_size, self.data_obj.dtype != np.uint32
         if imagej:
             array = array[..., None]
             metadata["axes"] += "S"  # said, lest a width of 1 is taken for it
@@ -94,3 +96,9 @@ class MicroscopyWriter(ImageWriter):
                 resolution=resolution if imagej else None,
                 metadata=metadata,
             )
+
+
+def _writable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype not in (np.uint8, np.uint16, np.uint32, np.float32):
+        raise ValueError(f"output_dtype {dtype} cannot be written; use uint8, uint16, uint32 or float32")
+    return dtype

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from scipy import ndimage
 from torch import Tensor
 
 from monai_unet.data.atomic import replacing
@@ -22,7 +23,7 @@ class Pictures:
 
     The panels: the image; the label; the weight map; the probability of the last class
     (of the item ``probability``, else ``pred``); and the image with the outlines of label (yellow) and prediction
-    (red). What an item lacks is left out. Of a stack the middle page is shown.
+    (red), of each instance where there are several. What an item lacks is left out. Of a stack the middle page is shown.
 
     Args:
         folder: where the PNGs go; made when needed.
@@ -75,11 +76,24 @@ class Pictures:
             axis.imshow(picture, **style)
             axis.set_title(title)
             axis.set_axis_off()
-        for mask, colour in ((label, "gold"), (probability, "red")):
+        pred = _page(item["pred"], -1)
+        for mask, colour in ((label, "gold"), (pred if _several(pred) else probability, "red")):
+            mask = _apart(mask) if mask is not None and _several(mask) else mask
             if mask is not None and np.ptp(mask) > 0:
                 axes[-1].contour(mask, [0.5], colors=colour, linewidths=0.7)
         with replacing(path) as partial:
             figure.savefig(partial, dpi=80)
+
+
+def _several(mask: np.ndarray) -> bool:
+    """Whether these are several instances or classes, rather than one mask or a probability."""
+    return bool((mask == np.rint(mask)).all()) and len(np.unique(mask)) > 2
+
+
+def _apart(ids: np.ndarray) -> np.ndarray:
+    """Instances (H, W) without the pixels that see another value: so touching ones have an outline each."""
+    apart = (ids > 0) & (ndimage.minimum_filter(ids, 3) == ndimage.maximum_filter(ids, 3))
+    return apart.astype(np.uint8)
 
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:

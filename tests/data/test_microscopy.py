@@ -432,6 +432,11 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
     refuses([wrong], r"labels that are not whole numbers: 0.5, 1.5")
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "image.png")
     refuses([pair], "image.png: 3 channels, the network takes 1")
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((7, 40, 30), np.uint8))
+    stack = [{"image": str(tmp_path / "stack.tif")}]
+    assert check_images(stack) == stack
+    with pytest.raises(InputError, match=r"stack.tif: a stack of 7 pages, and single images are taken here. Save each"):
+        check_images(stack, stacks=False)
 
 
 # --- what is written -----------------------------------------------------------------------------------------------
@@ -521,6 +526,25 @@ def test_values_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 2, 3, 4, 5\) is neither"):
         MicroscopyWriter().set_data_array(np.zeros((1, 2, 3, 4, 5)))
     assert not list(tmp_path.iterdir())
+
+
+def test_instances_keep_their_own_dtype_and_are_uint32_where_uint16_ends(tmp_path: Path) -> None:
+    ids = np.arange(70_000).reshape(1, 250, 280)
+    path = save(
+        tmp_path / "many",
+        ids.astype(np.int32),
+        None,
+        {"pixel_size_um": np.array([0.5, 0.25]), "affine": np.diag([0.5, 0.25, 1])},
+    )
+    array, meta = read(path)
+    assert tifffile.imread(path).dtype == np.uint32
+    np.testing.assert_array_equal(array.astype(np.int64), ids)
+    assert meta["pixel_size_um"].tolist() == [0.5, 0.25]
+    assert tifffile.imread(save(tmp_path / "few", ids[:, :9].astype(np.uint16), None)).dtype == np.uint16
+    with pytest.raises(RuntimeError, match="values from -1 to -1 do not fit uint32 exactly"):
+        save(tmp_path, np.full((1, 2, 2), -1, np.int32), None)
+    with pytest.raises(RuntimeError, match="output_dtype float64 cannot be written"):
+        save(tmp_path, np.zeros((1, 2, 2)), None)
 
 
 def test_scale_stretches_probabilities(tmp_path: Path) -> None:
