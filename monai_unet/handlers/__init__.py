@@ -4,6 +4,17 @@ from monai_unet.handlers.checkpoints import BestCheckpoint, load_network
 from monai_unet.handlers.pictures import Pictures
 from monai_unet.handlers.scores import Scores
 from monai_unet.handlers.tracking import Tracking
+from monai_unet.handlers.training_state import Checkpoints, TrainingStopped
 from monai_unet.handlers.volume_metrics import PerClass, SurfaceMetricHandler
 
-__all__ = ["BestCheckpoint", "PerClass", "Pictures", "Scores", "SurfaceMetricHandler", "Tracking", "load_network"]
+__all__ = [
+    "BestCheckpoint",
+    "Checkpoints",
+    "PerClass",
+    "Pictures",
+    "Scores",
+    "SurfaceMetricHandler",
+    "Tracking",
+    "TrainingStopped",
+    "load_network",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,25 @@ class BestCheckpoint:
         self.metric = metric
         self.better = better
         self.best: float | None = None
+        self.epoch: int | None = None
+        self.history: list[tuple[int, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, its epoch, and (epoch, value) of every validation."""
+        return {"best": self.best, "epoch": self.epoch, "history": list(self.history)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on choosing where `state_dict` was taken."""
+        self.best, self.epoch, self.history = state["best"], state["epoch"], list(state["history"])
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
+        self.history.append((engine.state.epoch, value))
         if self.best is None or math.isnan(self.best) or self.better(value, self.best):
-            self.best = value
+            self.best, self.epoch = value, engine.state.epoch
             with replacing(self.path) as partial:
                 torch.save(self.network.state_dict(), partial)
             logging.getLogger(__name__).info("%s %.5f is the best so far: %s", self.metric, value, self.path)
