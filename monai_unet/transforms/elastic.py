@@ -1,4 +1,4 @@
-"""Section 3.1: elastic deformation, with rotation, shift and mirroring in the same single interpolation.
+"""Section 3.1: elastic deformation; rotation, shift, mirroring and scaling in the same single interpolation.
 
 "We generate smooth deformations using random displacement vectors on a coarse 3 by 3 grid. The displacements are
 sampled from a Gaussian distribution with 10 pixels standard deviation. Per-pixel displacements are then computed
@@ -29,16 +29,17 @@ SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: to
 
 
 class RandElasticDeformation(RandomizableTransform):
-    """Deform an image by a smooth random field; rotate, shift and mirror it in the same interpolation.
+    """Deform an image by a smooth random field; rotate, shift, mirror and scale it in the same interpolation.
 
-    Output voxel ``o`` shows the input at ``centre + R·F·(o − tile centre) + shift + displacement(o)``, with R the
-    rotation, F the mirroring, all in voxels of the input, axis order as in the array. Beyond the edge the image is
-    mirrored about its outermost voxels (numpy's "reflect").
+    Output voxel ``o`` shows the input at ``centre + R·F/S·(o − tile centre) + shift + displacement(o)``, with R the
+    rotation, F the mirroring, S the magnification, all in voxels of the input, axis order as in the array. Beyond the
+    edge the image is mirrored about its outermost voxels (numpy's "reflect").
 
     Args:
         grid_size: nodes per axis of the coarse grid, which spans the output tile corner to corner; at least 2.
         sigma: standard deviation of the node displacements, in voxels; one number or one per axis.
-        prob: probability of deforming, rotating, shifting and mirroring at all. Without it the tile is cut out as is.
+        prob: probability of deforming, rotating, shifting, mirroring and scaling at all. Without it the tile is cut out
+            as is.
         mode: "bilinear" (trilinear in 3-D), "nearest" (labels: dtype and values are kept), or, in 2-D, "bicubic".
         padding_mode: "reflection", "border" or "zeros".
         spatial_size: size of the output tile, one number or one per axis; None for the input's. The tile may be
@@ -50,6 +51,8 @@ class RandElasticDeformation(RandomizableTransform):
             on the image's centre.
         flip_prob: probability of mirroring, for each axis on its own; one number or one per axis.
         sigma_in_mm: ``sigma`` is in the unit of the MetaTensor's affine (millimetres) rather than in voxels.
+        scale_range: the image is magnified by a factor uniform in 1 ± this, the same along all axes; or one range per
+            axis, whose factors are independent. Below 1. From the 3-D U-Net (Çiçek et al. 2016, section 3).
 
     Raises:
         ValueError: a parameter is out of range, or does not fit the input's number of axes.
@@ -71,6 +74,7 @@ class RandElasticDeformation(RandomizableTransform):
         random_center: bool = False,
         flip_prob: float | Sequence[float] = 0.0,
         sigma_in_mm: bool = False,
+        scale_range: float | Sequence[float] = 0.0,
     ) -> None:
         if not isinstance(grid_size, int) or grid_size < 2:
             raise ValueError(f"grid_size is {grid_size!r}; it must be a whole number of at least 2, the paper's is 3")
@@ -85,6 +89,8 @@ class RandElasticDeformation(RandomizableTransform):
         for name, value in (("rotate_range", rotate_range), ("translate_range", translate_range)):
             if not np.all(np.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}; it must be finite, 0 turns it off")
+        if not (np.min(scale_range) >= 0 and np.max(scale_range) < 1):
+            raise ValueError(f"scale_range is {scale_range!r}; it lies in 0 ... 1, 1 excluded, and 0 turns it off")
         RandomizableTransform.__init__(self, prob)
         self.grid_size = grid_size
         self.sigma = sigma
@@ -95,9 +101,10 @@ class RandElasticDeformation(RandomizableTransform):
         self.random_center = random_center
         self.flip_prob = flip_prob
         self.sigma_in_mm = sigma_in_mm
+        self.scale_range = scale_range
 
     def randomize(self, data: NdarrayOrTensor) -> None:
-        """Draw the node vectors, angles, shift, mirroring and tile centre for an image (C, *spatial)."""
+        """Draw the node vectors, angles, shift, mirroring, tile centre and scale for an image (C, *spatial)."""
         super().randomize(None)
         rank = _rank(data)
         sigma = _per_axis("sigma", self.sigma, rank)
@@ -116,6 +123,10 @@ class RandElasticDeformation(RandomizableTransform):
         self.shift: np.ndarray = self.R.uniform(-1, 1, rank) * _per_axis("translate_range", self.translate_range, rank)
         self.flips: np.ndarray = self.R.uniform(size=rank) < _per_axis("flip_prob", self.flip_prob, rank)
         self.center: np.ndarray = self.R.uniform(size=rank)
+        self.scale: np.ndarray = np.ones(rank)
+        if np.any(self.scale_range):  # last, and only then: without it, seeds give what they gave before
+            ranges = _per_axis("scale_range", self.scale_range, rank)
+            self.scale = 1 + self.R.uniform(-1, 1, np.size(self.scale_range)) * ranges
 
     def displacement(self, spatial_size: Sequence[int], device: torch.device | None = None) -> Tensor:
         """The drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
@@ -150,7 +161,7 @@ class RandElasticDeformation(RandomizableTransform):
         if self._do_transform:
             angles = -self.angles
             turn = create_rotate(rank, float(angles[0]) if rank == 2 else angles.tolist())[:rank, :rank]
-            matrix = np.asarray(turn) * np.where(self.flips, -1.0, 1.0)
+            matrix = np.asarray(turn) * np.where(self.flips, -1.0, 1.0) / self.scale
             target = target + self.shift
         on_voxels = not (self._do_transform and self.nodes.any())
         field = torch.zeros((rank, *tile), device=device) if on_voxels else self.displacement(tile, device)
@@ -209,6 +220,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         random_center: bool = False,
         flip_prob: float | Sequence[float] = 0.0,
         sigma_in_mm: bool = False,
+        scale_range: float | Sequence[float] = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -223,6 +235,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
             random_center=random_center,
             flip_prob=flip_prob,
             sigma_in_mm=sigma_in_mm,
+            scale_range=scale_range,
         )
         modes = ensure_tuple_rep(mode, len(self.keys))
         self.modes = [

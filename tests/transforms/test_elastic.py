@@ -255,6 +255,27 @@ def test_random_centre_is_uniform_over_the_image() -> None:
     np.testing.assert_allclose(counts, 400, atol=80)
 
 
+def test_scaling_magnifies_about_the_centre_one_factor_for_all_axes_or_one_each() -> None:
+    """On a ramp along each axis, the value at a voxel tells where it looks: its offset divided by the factor."""
+    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in (21, 31, 41)], indexing="ij"))
+    middle = torch.tensor([10.0, 15.0, 20.0])
+    seen = []
+    for seed in range(40):
+        for ranges, count in ((0.3, 1), ((0.3, 0.2, 0.0), 2)):
+            transform = RandElasticDeformation(sigma=0, scale_range=ranges).set_random_state(seed)
+            inner = transform(ramps)[:, 4:-4, 6:-6, 8:-8]
+            step = torch.stack([inner[axis].diff(dim=axis).mean() for axis in range(3)])
+            np.testing.assert_allclose(step, 1 / transform.scale, atol=1e-4)
+            np.testing.assert_allclose(inner[:, 6, 9, 12], middle, atol=1e-4)
+            assert len(set(transform.scale.tolist()) - {1.0}) == count
+            seen.append(transform.scale)
+    assert np.all(np.abs(np.array(seen) - 1) <= 0.3)
+    assert np.min(seen) < 0.75
+    assert np.max(seen) > 1.25
+    transform = drawn(ramps, scale_range=0.0)
+    assert transform.R.uniform() == drawn(ramps).R.uniform(), "without scaling nothing more is drawn"
+
+
 def test_without_luck_the_tile_is_cut_out_as_it_is() -> None:
     image = noise(1, 20, 20)
     transform = RandElasticDeformation(prob=0.0, spatial_size=11, rotate_range=3.0, flip_prob=1, translate_range=5)
@@ -324,6 +345,8 @@ def test_keys_of_different_shapes_are_refused() -> None:
         ({"mode": 3}, "mode is 3; use one of bilinear, nearest, bicubic"),
         ({"padding_mode": "mirror"}, "padding_mode is 'mirror'; use one of reflection, border, zeros"),
         ({"spatial_size": (0, 5)}, "spatial_size is (0, 5); use at least 1 voxel per axis, or None"),
+        ({"scale_range": 1.0}, "scale_range is 1.0; it lies in 0 ... 1, 1 excluded, and 0 turns it off"),
+        ({"scale_range": (0.1, -0.1)}, "scale_range is (0.1, -0.1); it lies in 0 ... 1, 1 excluded"),
         ({"rotate_range": math.inf}, "rotate_range is inf; it must be finite, 0 turns it off"),
         ({"translate_range": math.nan}, "translate_range is nan; it must be finite"),
     ],
@@ -341,6 +364,7 @@ def test_bad_parameters(parameters: dict, message: str) -> None:
         ({}, torch.zeros(5), "got an array of shape (5,); it must be (C, H, W) or (C, H, W, D)"),
         ({}, torch.zeros(5, 5), "got an array of shape (5, 5); it must be (C, H, W) or (C, H, W, D)"),
         ({"sigma": (1, 2, 3)}, torch.zeros(1, 5, 5), "sigma is (1, 2, 3); use one number, or 2 for this image"),
+        ({"scale_range": (0.1, 0.1)}, torch.zeros(1, 5, 5, 5), "scale_range is (0.1, 0.1); use one number, or 3"),
         ({"spatial_size": (4, 4)}, torch.zeros(1, 5, 5, 5), "spatial_size is (4, 4); use one number, or 3"),
         ({"sigma_in_mm": True}, torch.zeros(1, 5, 5), "sigma_in_mm needs a MetaTensor, whose affine holds the voxel"),
     ],
