@@ -23,12 +23,14 @@ class Pictures:
 
     The panels: the image; the label; the weight map; the probability of the last class
     (of the item ``probability``, else ``pred``); and the image with the outlines of label (yellow) and prediction
-    (red), of each instance where there are several. What an item lacks is left out. Of a stack the middle page is shown.
+    (red), of each instance where there are several. What an item lacks is left out. Of a stack the middle page is
+    shown.
 
     Args:
         folder: where the PNGs go; made when needed.
         tracking: logs the pictures as artifacts, under ``pictures/``. While it follows a training, one picture is
-            drawn per validation (its first item), named by the epoch; else one per item, named after the image's file.
+            drawn per validation (its first item), named by the epoch; else one per item, named after the image's file,
+            and by its number in the run, which names no files.
     """
 
     def __init__(
@@ -47,14 +49,15 @@ class Pictures:
         trainer = self.tracking.trainer if self.tracking else None
         if trainer is not None and (state.iteration - 1) % state.epoch_length:
             return
-        for batch, output in zip(state.batch, state.output, strict=True):
+        first = (state.iteration - 1) * len(state.output) + 1
+        for number, (batch, output) in enumerate(zip(state.batch, state.output, strict=True), start=first):
             item = {**batch, **output}
             image = Path(item["image"].meta["filename_or_obj"])
             name = f"{image.stem}.png" if trainer is None else f"epoch_{trainer.state.epoch:04d}.png"
             path = self.folder / name
             self._draw(item, path)
             if self.tracking is not None:
-                self.tracking.log_file(path, "pictures")
+                self.tracking.log_file(path, "pictures", f"item_{number:04d}.png" if trainer is None else None)
 
     def _draw(self, item: dict[str, Tensor], path: Path) -> None:
         from matplotlib.figure import Figure  # no pyplot: nothing global, no display

@@ -25,8 +25,8 @@ class Scores:
 
     Args:
         folder: where the files go; made when needed.
-        tracking: adds the files and the values per image (step = position) to the MLflow run. It stands behind this
-            handler in the evaluator's list, because it ends the run.
+        tracking: adds the files, with numbers in place of names, and the values per image (step = position) to the
+            MLflow run.
         facts: what else ``scores.json`` shall say: checkpoint, averaging, data set.
     """
 
@@ -59,16 +59,21 @@ class Scores:
         for row in [*rows, {"image": "overall", **overall}]:
             print(f"{row['image']:<{width}}", *(f"{row[name]:16.6f}" for name in overall))
 
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["image", *overall])
-        writer.writeheader()
-        writer.writerows([*rows, {"image": "overall", **overall}])
-        record = {**self.facts, "overall": overall, "images": rows}
-        for name, content in (("scores.json", json.dumps(record, indent=2)), ("scores.csv", text.getvalue())):
+        for name, content in _files({**self.facts, "overall": overall, "images": rows}).items():
             with replacing(self.folder / name) as partial:
                 partial.write_text(content)
-            if self.tracking is not None:
-                self.tracking.log_file(self.folder / name)
-        if self.tracking is not None:
+        if self.tracking is not None:  # files' names may be patients', so there the images have numbers
+            rows = [{**row, "image": number} for number, row in enumerate(rows, start=1)]
+            for name, content in _files({"overall": overall, "images": rows}).items():
+                self.tracking.log_text(name, content)
             for name, values in details.items():
                 self.tracking.log_series(f"{name}_per_image", values)
+
+
+def _files(record: dict[str, Any]) -> dict[str, str]:
+    """The record as ``scores.json``, its numbers as ``scores.csv``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["image", *record["overall"]])
+    writer.writeheader()
+    writer.writerows([*record["images"], {"image": "overall", **record["overall"]}])
+    return {"scores.json": json.dumps(record, indent=2), "scores.csv": text.getvalue()}

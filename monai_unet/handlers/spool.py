@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,9 @@ class Spool:
 
     def send_file(self, place: Path, folder: str | None = None) -> None:
         self.note("artifact", file=str(place.relative_to(self.folder)), folder=folder)
+
+    def send_model(self, place: Path, name: str, tags: Mapping[str, str]) -> None:
+        self.note("model", file=str(place.relative_to(self.folder)), name=name, tags=dict(tags))
 
     def set_terminated(self, run_id: str, status: str) -> None:
         """As MlflowClient.set_terminated: the last line of the journal. It is waited for, `PATIENCE` seconds."""

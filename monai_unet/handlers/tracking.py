@@ -12,7 +12,7 @@ import platform
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +170,15 @@ class Tracking(MLFlowHandler):
         """Log numbers of one name, with their positions as steps."""
         for step, value in enumerate(values if self.cur_run is not None else ()):
             self._log_metrics({name: value}, step=step)
+
+    @contextlib.contextmanager
+    def model(self, name: str, tags: Mapping[str, str]) -> Iterator[Path | None]:
+        """A place for an MLflow model, to be written in the block; it goes into the run and the registry, as a new
+        version of ``name`` with these tags. None where nothing is logged."""
+        place = self.client.place("model") if self.cur_run is not None else None
+        yield place
+        if place is not None:
+            self.client.send_model(place, name, tags)
 
     def _spool(self) -> Spool:
         """The spool that a resumed run has left here, else a new one."""
