@@ -4,7 +4,7 @@ BIN := .venv/bin
 EM := bundles/em_membrane_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(EM)
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all test-label label lint bench clean
 
 setup: .venv/ready
 
@@ -35,6 +35,14 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -m ""
 
+# label BUNDLE=cell_segmentation STUDIES=my/images [PORT=8000] [WEIGHTS=demo/model/model.pt]
+label:
+	@$(PYTHON) label/serve.py --bundle "$(BUNDLE)" --studies "$(STUDIES)" --port "$(or $(PORT),8000)" --weights "$(WEIGHTS)"
+
+test-label: setup
+	$(PYTHON) label/serve.py --build
+	$(BIN)/python -m pytest -m label tests/label
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -45,4 +53,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.weight_map
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .label demo

@@ -1,0 +1,56 @@
+"""DICOM SEG written by the package, in place of MONAI Label's own conversion.
+
+That one answers an empty mask with an error, and names the segments by their rank among the values found: a mask that
+holds the posterior part only would be stored as the anterior one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+
+from monai_unet.data import DicomSeriesReader
+
+
+def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
+    """A function in the place of ``monailabel.datastore.utils.convert.nifti_to_dicom_seg``.
+
+    Args:
+        metadata: of the bundle; its ``segments`` and ``algorithm`` are those of `write_seg`.
+    """
+    from monai_unet.data.dicom_seg import write_seg  # only where there are segments to write
+
+    def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any = None, **_: Any) -> str:
+        reader = DicomSeriesReader()
+        volume, meta = reader.get_data(reader.read(series_dir))
+        mask = on_grid(label, np.asarray(meta["affine"]), volume.shape[-3:])
+        with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
+            path = Path(file.name)
+        write_seg(path, mask, meta["source_files"], metadata["segments"], metadata["algorithm"])
+        return str(path)
+
+    return nifti_to_dicom_seg
+
+
+def on_grid(label: str, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The voxels of a label file on the grid of ``affine``: flipped and turned, never resampled.
+
+    Raises:
+        ValueError: the file lies on another grid.
+    """
+    image: Any = nib.load(label)
+    if image.ndim == 4 and image.shape[3] == 1:
+        image = image.slicer[..., 0]
+    turn = io_orientation(np.linalg.inv(affine) @ image.affine)
+    turned = image.as_reoriented(turn)
+    mask: np.ndarray = np.rint(apply_orientation(np.asanyarray(image.dataobj), turn)).astype(np.uint8)
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in mask.shape), 1]]).T
+    if mask.shape != tuple(shape) or np.abs(turned.affine @ corners - affine @ corners).max() > 0.01:
+        raise ValueError(f"the label has {mask.shape} voxels on a grid that is not the series' {tuple(shape)}")
+    return mask

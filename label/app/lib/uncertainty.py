@@ -1,0 +1,56 @@
+"""Scores for "next sample": how much the network contradicts itself on the mirror images of an image."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.utils.others.generic import name_to_device
+
+from monai_unet.inferers import OverlapTileInferer
+from monai_unet.uncertainty import symmetry_variance
+
+logger = logging.getLogger(__name__)
+
+
+class Uncertainty(ScoringMethod):
+    """Writes ``uncertainty`` (mean variance per voxel) into the record of each image without a label.
+
+    The 8 rotations and mirrorings in 2-D, the 8 mirrorings in 3-D. An image is scored once per set of weights.
+
+    Args:
+        task: whose network and preprocessing are used.
+        max_samples: images per call; 0 for all.
+    """
+
+    def __init__(self, task: BundleInferTask, max_samples: int = 0) -> None:
+        super().__init__("Variance of the prediction over exact rotations and mirrorings")
+        self.task, self.max_samples = task, max_samples
+
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        weights = int(Path(self.task.get_path()).stat().st_mtime)
+        images = datastore.get_unlabeled_images()
+        stale = [i for i in images if datastore.get_image_info(i).get("uncertainty_ts") != weights]
+        stale = stale[: request.get("max_samples", self.max_samples) or None]
+        device, start = name_to_device(request.get("device", "cuda")), time.time()
+        for image in stale:
+            score = self.score(datastore.get_image_uri(image), device)
+            datastore.update_image_info(image, {"uncertainty": score, "uncertainty_ts": weights})
+            logger.info("uncertainty of %s: %.6f", image, score)
+        return {"total": len(images), "executed": len(stale), "latency": round(time.time() - start, 3)}
+
+    def score(self, path: str, device: str) -> float:
+        data: dict[str, Any] = {"image": path, "image_path": path, "device": device}
+        data = self.task.run_pre_transforms(data, self.task.pre_transforms(data))
+        inferer = self.task.inferer(data)
+        assert isinstance(inferer, OverlapTileInferer)
+        inferer.averaging = "none"
+        network = self.task._get_network(device, None)
+        image = data["image"][None].to(torch.device(device))
+        variance = symmetry_variance(image, network, inferer, "all" if self.task.dimension == 2 else "mirror")
+        return float(variance.mean())

@@ -1,0 +1,147 @@
+"""MONAI Label's monaibundle app for the bundles of this repository.
+
+The stock app serves them too. This one adds what it lacks: "next sample" by uncertainty, outlines for QuPath and CVAT,
+training at the width of the served weights, weights that must match, and DICOM SEG by the package's own writer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import monailabel.datastore.dicom
+import monailabel.endpoints.infer
+import numpy as np
+import torch
+from lib.outlines import annotation, mask_of_xml
+from lib.segmentations import seg_writer
+from lib.uncertainty import Uncertainty
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.tasks.activelearning.epistemic import Epistemic
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.tasks.train.bundle import BundleTrainTask
+from monailabel.transform.writer import PolygonWriter
+
+from monai_unet.data import MicroscopyReader, MicroscopyWriter
+from monai_unet.data.outlines import outlines
+from monai_unet.networks import ValidUNet
+from monai_unet.transforms import LabelInstances, LabelInstancesd
+
+logger = logging.getLogger(__name__)
+
+_spec = importlib.util.spec_from_file_location(
+    "monaibundle", Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle" / "main.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+stock = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(stock)
+
+#: What a client may set for a training, from the configs; the rest is the recipe's.
+OPTIONS = ("steps_per_epoch", "tile_size", "learning_rate", "seed")
+
+
+class Infer(BundleInferTask):  # type: ignore[misc]
+    """Answers with a mask, or, where the request asks for "asap", "dsa", "json" or "geojson", with outlines."""
+
+    @property
+    def instances(self) -> bool:
+        """Whether the bundle itself tells objects apart."""
+        steps = self.bundle_config.get_parsed_content("postprocessing")
+        return any(isinstance(step, LabelInstancesd) for step in Compose(steps).flatten().transforms)
+
+    def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
+        if self.dimension != 2 or data.get("output") not in ("asap", "dsa", "json", "geojson"):
+            return super().writer(data, extension, dtype)
+        mask = np.asarray(data["pred"]).T  # for MONAI Label's own writer it was turned to (x, y)
+        ids = mask if self.instances else LabelInstances(grow=0)(mask[None])[0]
+        if data["output"] == "geojson":
+            return None, outlines(ids)
+        region = [*data.get("location", (0, 0)), *data.get("size", (0, 0))]
+        label = next(iter(self.labels))
+        data["result"] = {"annotation": annotation(ids, label, region if all(region[2:]) else None)}
+        return PolygonWriter()(data)
+
+
+class Train(BundleTrainTask):  # type: ignore[misc]
+    """Trains on with the compact recipe, at the width of the weights that are served."""
+
+    def __init__(self, path: str, conf: dict[str, str]) -> None:
+        super().__init__(path, conf, load_strict=True)
+        self.bundle_config_path = [self.bundle_config_path, str(Path(path) / "configs" / "compact.yaml")]
+        self.recipe = ConfigParser()
+        self.recipe.read_config(self.bundle_config_path)
+        self.request: dict[str, Any] = {}
+
+    def config(self) -> dict[str, Any]:
+        ours = {"multi_gpu", "gpus", "tracking", "tracking_uri", "tracking_experiment_name", "run_id"}
+        stock_options = {name: value for name, value in super().config().items() if name not in ours}
+        return {**stock_options, **{name: self.recipe[name] for name in OPTIONS}}
+
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        self.request = {**request, "tracking": "None", "multi_gpu": False}  # the bundle tracks its runs itself
+        return super().__call__(self.request, datastore)
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
+        if pretrained:
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
+    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        state = torch.load(Path(self.bundle_path) / "models" / "model.pt", map_location="cpu", weights_only=True)
+        network = ValidUNet.from_state_dict(state)
+        overrides["features"] = list(network.features)
+        if "in_channels" in self.recipe:
+            overrides["in_channels"] = network.in_channels
+        overrides.update({name: self.request[name] for name in OPTIONS if name in self.request})
+        return overrides
+
+
+class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        super().__init__(app_dir, studies, conf)
+        for path in self.models.values():
+            metadata = json.loads((Path(path) / "configs" / "metadata.json").read_text())
+            if "segments" in metadata:
+                convert = seg_writer(metadata)
+                monailabel.endpoints.infer.nifti_to_dicom_seg = convert
+                monailabel.datastore.dicom.nifti_to_dicom_seg = convert
+
+    def init_infers(self) -> dict[str, Any]:
+        return {name: Infer(path, self.conf, load_strict=True) for name, path in self.models.items()}
+
+    def init_trainers(self) -> dict[str, Any]:
+        return {name: Train(path, self.conf) for name, path in self.models.items()}
+
+    def init_strategies(self) -> dict[str, Any]:
+        return {"uncertainty": Epistemic(key="uncertainty", desc="The image the model is least sure of")} | (
+            super().init_strategies()
+        )
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        return {"uncertainty": Uncertainty(next(iter(self._infers.values())))}
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> Any:
+        """The overlap-tile inferer takes any size: no need for OpenSlide's tiles, nor for openslide on a TIFF."""
+        return self.infer(request, datastore)
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """QuPath submits polygons; training needs a mask."""
+        super().on_save_label(image_id, label_id)
+        store = self.datastore()
+        label = Path(store.get_label_uri(label_id, DefaultLabelTag.FINAL))
+        if label.suffix != ".xml":
+            return
+        reader = MicroscopyReader(None)
+        shape = reader.get_data(reader.read(store.get_image_uri(image_id)))[0].shape[-2:]
+        writer = MicroscopyWriter(output_dtype=np.uint16)
+        writer.set_data_array(mask_of_xml(label, shape, next(iter(self._infers.values())).instances), channel_dim=None)
+        writer.write(mask := label.with_suffix(".tif"))
+        store.save_label(image_id, str(mask), DefaultLabelTag.FINAL, store.get_label_info(label_id, "final"))
+        label.unlink()

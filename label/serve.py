@@ -1,0 +1,229 @@
+"""`make label`: serve a bundle in MONAI Label.
+
+Standard library only: it runs before the environment it builds. Everything is checked before that, so that a wrong word
+costs no minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+WORK = ROOT / ".label"  # the environment, and the app with its logs
+IMAGES = {2: ("*.png", "*.tif", "*.tiff", "*.jpg", "*.jpeg"), 3: ("*.nii.gz", "*.nii", "*.nrrd")}
+ALONE = ("torchvision", "monailabel", "pydicom-seg")  # their pins contradict the rest: constraints.txt tells why
+
+
+class Refused(Exception):
+    """What is wrong, and the cure."""
+
+
+def bundle_folder(name: str) -> Path:
+    """A bundle of this repository by name, or any other by its folder."""
+    known = sorted(path.parents[1].name for path in (ROOT / "bundles").glob("*/configs/inference.yaml"))
+    for folder in (ROOT / "bundles" / name, Path(name)):
+        if name and (folder / "configs" / "inference.yaml").is_file():
+            return folder.resolve()
+    raise Refused(f"there is no bundle {name!r}; say BUNDLE={', BUNDLE='.join(known)}, or the path of one")
+
+
+def metadata_of(bundle: Path) -> dict:
+    return json.loads((bundle / "configs" / "metadata.json").read_text())
+
+
+def dimension(metadata: dict) -> int:
+    return len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"])
+
+
+def check_weights(bundle: Path, given: str) -> None:
+    """The weights are models/model.pt of the bundle; a given file is copied there, and replaces none."""
+    weights = bundle / "models" / "model.pt"
+    if given:
+        if not Path(given).is_file():
+            raise Refused(f"WEIGHTS={given}: there is no such file")
+        if weights.is_file() and weights.read_bytes() != Path(given).read_bytes():
+            raise Refused(f"{weights} is there already and would be lost; move it away, or leave out WEIGHTS")
+        weights.parent.mkdir(exist_ok=True)
+        shutil.copyfile(given, weights)
+    if not weights.is_file():
+        raise Refused(
+            f"{weights} is missing: train the bundle first (its docs/README.md says how), or say WEIGHTS=a/model.pt"
+        )
+
+
+def check_studies(studies: str, dims: int) -> str:
+    """A folder with images of this dimension, or the address of a DICOMweb server."""
+    if studies.startswith(("http://", "https://")):
+        return studies
+    if not studies:
+        raise Refused("say STUDIES=a/folder/of/images" + (", or STUDIES=http://.../dicom-web" if dims == 3 else ""))
+    folder, kinds = Path(studies).expanduser().resolve(), ", ".join(IMAGES[dims])
+    if not folder.is_dir():
+        raise Refused(f"STUDIES={studies}: there is no such folder")
+    if not any(file for kind in IMAGES[dims] for file in folder.glob(kind)):
+        if dims == 3 and any(folder.rglob("*.dcm")):
+            raise Refused(
+                f"STUDIES={studies} holds DICOM files: MONAI Label takes these from a DICOMweb server only, such as "
+                "Orthanc: STUDIES=http://127.0.0.1:8042/dicom-web (docs/annotate.md)"
+            )
+        raise Refused(f"STUDIES={studies} has no image of the kinds {kinds}; subfolders are not searched")
+    return str(folder)
+
+
+def check_port(port: int) -> None:
+    if not 0 < port < 65536:
+        raise Refused(f"PORT={port} is no port; use 8000")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Refused(
+                f"port {port} is not free ({error.strerror}): stop what uses it, or say PORT=another"
+            ) from error
+
+
+def check_python() -> None:
+    if not (3, 10) <= sys.version_info < (3, 12):
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise Refused(f"MONAI Label needs Python 3.10 or 3.11, this is {version}; say PYTHON=python3.11")
+
+
+def environment() -> Path:
+    """The folder of MONAI Label's environment; built where it is missing or its constraints have changed."""
+    folder = Path(os.environ.get("MONAI_UNET_LABEL_ENV", WORK / "environment")).resolve()
+    recipe = "".join((HERE / name).read_text() for name in ("constraints.txt", "requirements.txt"))
+    stamp, digest = folder / "ready", hashlib.sha256((recipe + inspect.getsource(mend)).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == digest:
+        return folder
+    print(f"Building MONAI Label's environment in {folder}: a few minutes, once.", flush=True)
+    stamp.unlink(missing_ok=True)
+    venv.create(folder, with_pip=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(HERE / "constraints.txt")]
+    subprocess.run([*pip, "-r", str(HERE / "requirements.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", *ALONE], check=True)
+    subprocess.run([*pip[:-2], "--no-deps", "--editable", str(ROOT)], check=True)
+    packages = Path(
+        subprocess.run(
+            [folder / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()
+    )  # fmt: skip
+    mend(packages)
+    stamp.write_text(digest)
+    return folder
+
+
+def mend(packages: Path) -> None:
+    """The two patches without which MONAI Label's imports fail (see constraints.txt)."""
+    module = packages / "pydicom" / "_storage_sopclass_uids.py"  # pydicom 2 had it, and pydicom-seg asks for it
+    module.write_text("from pydicom.uid import SegmentationStorage\n")
+    extension = packages / "torchvision" / "extension.py"
+    text = extension.read_text()
+    if "monai_unet" not in text:
+        extension.write_text(
+            text
+            + "\n\nif not _has_ops():  # added by monai_unet: torchvision registers fakes of these two without a look\n"
+            '    _library = torch.library.Library("torchvision", "DEF")\n'
+            '    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+            '    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+        )
+
+
+def app_folder(bundle: Path, port: int) -> Path:
+    """A copy of the app for this server, with the bundle linked where MONAI Label looks for it."""
+    folder = WORK / f"app-{port}"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "app", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "model").mkdir()
+    (folder / "model" / bundle.name).symlink_to(bundle, target_is_directory=True)
+    return folder
+
+
+def variables(env: Path, metadata: dict) -> dict[str, str]:
+    """What MONAI Label reads from the environment."""
+    modality = metadata["network_data_format"]["inputs"]["image"].get("modality", "MR")
+    return {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
+        **os.environ,
+        "PATH": f"{env / 'bin'}{os.pathsep}{os.environ['PATH']}",  # its trainings run the `python` found there
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(IMAGES[dimension(metadata)]),
+    }
+
+
+def greeting(bundle: Path, dims: int, studies: str, port: int) -> str:
+    server = f"http://127.0.0.1:{port}"
+    if dims == 2:
+        clients = f"QuPath or 3D Slicer, extension MONAI Label, server {server}"
+    elif studies.startswith("http"):
+        clients = f"a browser: {server}/ohif/   or 3D Slicer, extension MONAI Label, server {server}"
+        if port != 8000:
+            clients += "\n  (OHIF's panel assumes port 8000: on another one set its server by hand)"
+    else:
+        clients = f"3D Slicer, extension MONAI Label, server {server}"
+    return (
+        f"\n  {bundle.name} is served at {server}   (Ctrl-C ends it)\n"
+        f"  images:  {studies}\n  open:    {clients}\n"
+        f"  check:   {server}/info/\n  runs:    mlflow ui --backend-store-uri sqlite:///{ROOT / 'mlflow.db'}\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make label")
+    parser.add_argument("--bundle", default="")
+    parser.add_argument("--studies", default="")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--build", action="store_true", help="only build the environment")
+    args = parser.parse_args()
+    try:
+        if args.build:
+            check_python()
+            environment()
+            return 0
+        bundle = bundle_folder(args.bundle)
+        metadata = metadata_of(bundle)
+        dims = dimension(metadata)
+        check_weights(bundle, args.weights)
+        studies = check_studies(args.studies, dims)
+        check_port(args.port)
+        check_python()
+    except Refused as error:
+        print(f"make label: {error}", file=sys.stderr)
+        return 2
+    env = environment()
+    app = app_folder(bundle, args.port)
+    command = [str(env / "bin" / "python"), "-m", "monailabel.main", "start_server"]
+    command += ["--app", str(app), "--studies", studies]
+    for key, value in (("models", bundle.name), ("zoo_source", "local"), ("sam2", "false")):
+        command += ["--conf", key, value]
+    command += ["--host", "127.0.0.1", "--port", str(args.port)]
+    print(greeting(bundle, dims, studies, args.port), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server = subprocess.Popen(command, env=variables(env, metadata), cwd=ROOT)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:  # the server has had it too
+        return 0
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
