@@ -185,7 +185,7 @@ def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_
     )
     item = {"image": str(tmp_path / "cells.tif"), "label": str(tmp_path / "label.tif")}
     (tmp_path / "dataset.json").write_text(json.dumps({"test": [item]}))
-    both = {"ckpt_path": str(by_hand), "averaging": "none", "device": "cpu"}
+    both = {"ckpt_path": str(by_hand), "averaging": "none", "device": "cpu", "grow": 2, "neck": 5}
     run("evaluate", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "eval"), **both)
     scores = json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"]
     assert scores["seg"] > 0.99
@@ -238,7 +238,7 @@ def test_seventy_thousand_cells_leave_by_the_door(by_hand, tmp_path):
     image = np.full((540, 540), 50, np.uint8)
     image[::2, ::2] = 200
     Image.fromarray(image).save(tmp_path / "dust.png")
-    options = {"min_size": 0, "fill_holes": False, "grow": 0, "averaging": "none", "device": "cpu"}
+    options = {"min_size": 0, "fill_holes": False, "grow": 0, "neck": 0, "averaging": "none", "device": "cpu"}
     run(
         "inference",
         input=str(tmp_path / "dust.png"),
@@ -290,7 +290,7 @@ def test_the_default_is_the_paper():
 def test_images_and_instances_are_handled_alike_in_every_config():
     """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal."""
     train, evaluate, inference = configs("train", "evaluate", "inference")
-    for key in ("min_size", "fill_holes", "grow", "in_channels", "tile_size"):
+    for key in ("min_size", "fill_holes", "grow", "neck", "in_channels", "tile_size"):
         assert train[key] == evaluate[key] == inference[key]
     steps = [
         train["train::deterministic_transforms"],

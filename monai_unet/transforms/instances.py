@@ -44,10 +44,11 @@ def instance_ids(labels: NdarrayOrTensor) -> np.ndarray:
 class SeparateInstances(Transform):
     """Carve a background ridge between touching instances.
 
-    The ridge is one voxel wide: of two neighbouring voxels of different instances, the later one in array order becomes background: with
-    ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left in 2-D), with 2 then
-    with its diagonal predecessors, among what is left. After that, no two instances are connected in that sense. Of
-    an instance that the ridge cuts in several, the largest part stays. So :py:class:`LabelInstances` with the same
+    The ridge is one voxel wide: of two neighbouring voxels of different instances, the later one in array order
+    becomes background: with ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left
+    in 2-D), with 2 then with its diagonal predecessors, among what is left. After that, no two instances are
+    connected in that sense. Of an instance that the ridge cuts in several, the largest part stays. So
+    :py:class:`LabelInstances` with the same
     ``connectivity`` finds as many instances, if each was in one piece.
 
     An instance that would vanish (it is one voxel wide along its contacts) is kept, and its neighbours are carved
@@ -152,7 +153,7 @@ class SeparateInstances(Transform):
 
 
 class LabelInstances(Transform):
-    """Foreground to instances: connected components, with the carved ridge given back.
+    """Foreground to instances: connected components, parted at thin necks, with the carved ridge given back.
 
     Args:
         connectivity: as in ``scipy.ndimage.generate_binary_structure``; 1 is 4-connected in 2-D, 6-connected in 3-D.
@@ -163,17 +164,23 @@ class LabelInstances(Transform):
             later. A straight ridge is given back whole when ``grow`` is at least its width, so 1 undoes
             :py:class:`SeparateInstances` but for single voxels where three cells meet or contacts end. Outlines that
             face no other instance stay as they are.
+        neck: parts of a component are instances of their own where what joins them is nowhere wider than twice this
+            many voxels: what lies deeper than that below the surface are the cores, and each voxel goes to the nearest
+            core of its component. With ``fill_holes``, holes of fewer than ``min_size`` voxels are no surface. 0:
+            components stay as they are. A good value is the largest that parts none of the training set's instances.
 
     Raises:
         ValueError: a parameter is out of range; the mask is fractional (probabilities), or of several channels.
     """
 
-    def __init__(self, connectivity: int = 1, min_size: int = 0, fill_holes: bool = False, grow: int = 1) -> None:
-        for name, value in (("min_size", min_size), ("grow", grow)):
+    def __init__(
+        self, connectivity: int = 1, min_size: int = 0, fill_holes: bool = False, grow: int = 1, neck: float = 0
+    ) -> None:
+        for name, value in (("min_size", min_size), ("grow", grow), ("neck", neck)):
             if value < 0:
                 raise ValueError(f"{name} is {value!r}; it must be at least 0, which turns it off")
         self.connectivity = _checked_connectivity(connectivity)
-        self.min_size, self.fill_holes, self.grow = min_size, fill_holes, grow
+        self.min_size, self.fill_holes, self.grow, self.neck = min_size, fill_holes, grow, neck
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
         """
@@ -181,8 +188,8 @@ class LabelInstances(Transform):
             mask: foreground (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0.
 
         Returns:
-            ids (1, *spatial), 1 … n in array order of their first voxels, 0 = background; uint16, or int32 above
-            65,535 instances. Of the mask's array type; a MetaTensor keeps its meta data.
+            ids (1, *spatial), 1 … n in array order of their components' first voxels, 0 = background; uint16, or int32
+            above 65,535 instances. Of the mask's array type; a MetaTensor keeps its meta data.
         """
         foreground: np.ndarray = convert_to_numpy(mask)
         if foreground.ndim not in (3, 4) or foreground.shape[0] != 1:
@@ -192,6 +199,8 @@ class LabelInstances(Transform):
         foreground = foreground[0] != 0
         structure = ndimage.generate_binary_structure(foreground.ndim, self.connectivity)
         ids, count = ndimage.label(foreground, structure, output=np.int32)
+        if self.neck and count:
+            count = self._part(foreground, ids)
         if self.min_size > 1:
             large = np.bincount(ids.ravel(), minlength=count + 1) >= self.min_size
             large[0] = False
@@ -203,6 +212,25 @@ class LabelInstances(Transform):
             self._give_back_ridge(ids)
         out = ids.astype(np.uint16 if count <= np.iinfo(np.uint16).max else np.int32)
         return convert_to_dst_type(out[None], mask, dtype=out.dtype)[0]
+
+    def _part(self, foreground: np.ndarray, ids: np.ndarray) -> int:
+        structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
+        if self.fill_holes:
+            holes, _ = ndimage.label(~foreground)
+            foreground = foreground | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
+        # the image's edge is no surface: what lies beyond it is not known
+        depth = ndimage.distance_transform_edt(np.pad(foreground, 1, mode="edge"))[(slice(1, -1),) * ids.ndim]
+        count = 0
+        for number, box in enumerate(ndimage.find_objects(ids), start=1):
+            own = ids[box] == number
+            cores, parts = ndimage.label(own & (depth[box] > self.neck), structure)
+            if parts > 1:
+                nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+                cores = cores[tuple(nearest)]
+            ids[box][own] = -count - np.where(parts > 1, cores[own], 1)  # negative: not taken for components to come
+            count += max(parts, 1)
+        np.negative(ids, out=ids)
+        return count
 
     def _fill_holes(self, ids: np.ndarray) -> None:
         # one by one: on the mask as a whole, a pocket enclosed by several cells would weld them together
@@ -266,9 +294,10 @@ class LabelInstancesd(MapTransform):
         fill_holes: bool = False,
         grow: int = 1,
         allow_missing_keys: bool = False,
+        neck: float = 0,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.label = LabelInstances(connectivity, min_size, fill_holes, grow)
+        self.label = LabelInstances(connectivity, min_size, fill_holes, grow, neck)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Replace each key's mask; see :py:meth:`LabelInstances.__call__`."""
