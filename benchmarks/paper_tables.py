@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "paper_tables"
 DOCS = ROOT / "docs" / "results.md"
 STEPS_PER_EPOCH = 100
+VAL_INTERVAL = 2  # divides the number of epochs: the last, with the smallest learning rate, is validated too
 #: augmentation, validation and checkpoints, over the bare step that is measured
 OVERHEAD = 1.15
 
@@ -99,7 +100,7 @@ def plan(width: int, minutes: float, seed: int, file: Path) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     features = tuple(width * 2**level for level in range(5))
     cost = statistics.median(seconds_per_step(features, True, 5, device))
-    epochs = max(int(minutes * 60 / (cost * OVERHEAD) / STEPS_PER_EPOCH), 1)
+    epochs = max(int(minutes * 60 / (cost * OVERHEAD) / STEPS_PER_EPOCH) // VAL_INTERVAL, 1) * VAL_INTERVAL
     made = {"width": width, "minutes": minutes, "seed": seed, "epochs": epochs, "seconds_per_step": cost, "spent": []}
     file.write_text(json.dumps(made))
     return made
@@ -117,7 +118,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "output_dir": work / "model",
         "max_epochs": settled["epochs"],
         "steps_per_epoch": STEPS_PER_EPOCH,
-        "val_interval": min(5, settled["epochs"]),
+        "val_interval": VAL_INTERVAL,
         "seed": seed,
         "resume": "auto",
     }
