@@ -100,8 +100,10 @@ def _apart(ids: np.ndarray) -> np.ndarray:
 
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
-    """(C, H, W) or (C, Z, H, W) → (H, W), or (H, W, 3) for all channels of an RGB image."""
+    """(C, H, W) or (C, Z, H, W), or (H, W) already → (H, W), or (H, W, 3) for all channels of an RGB image."""
     array = (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float().numpy(force=True)
+    if array.ndim == 2:
+        return array
     if array.ndim == 4:
         array = array[:, array.shape[1] // 2]
     array = array[channel]
