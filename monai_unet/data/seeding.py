@@ -69,6 +69,11 @@ class SeededDataset(TorchDataset[Any]):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
+    @property
+    def data(self) -> Any:
+        """The items, as MONAI's data sets tell them."""
+        return self.dataset.data
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -111,6 +111,7 @@ class Checkpoints:
         self.signal: int | None = None
 
     def attach(self, evaluator: Engine) -> None:
+        self.evaluator = evaluator
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
 
     def run(self, trainer: Trainer) -> None:
@@ -152,7 +153,7 @@ class Checkpoints:
             "max_epochs": state.max_epochs,
             "best": {**self.best.state_dict(), "file": self.best_file},
             "rng": rng_state(),
-            "run_id": getattr(self.tracking, "run_id", None),
+            "run_id": None if self.tracking is None else self.tracking.run_id,
             "parameters": self.parameters,
             "changes": self.changes,
         }
@@ -254,7 +255,7 @@ class Checkpoints:
                 "Give them as they were, or continue with --resume_changed true",
             )
         if self.tracking is not None and content["run_id"] is not None:
-            getattr(self.tracking, "resume", lambda run_id: None)(content["run_id"])
+            self.tracking.resume(content["run_id"])
         return found
 
     def _start(self, engine: Engine) -> None:
@@ -273,7 +274,11 @@ class Checkpoints:
             {**content["parameters"], "max_epochs": content["max_epochs"]},
             {**self.parameters, "max_epochs": state.max_epochs},
         )
+        for change in changed:
+            logger.warning("changed on resuming: %s", change)
         self.changes = [*content["changes"], *(f"step {step}: {change}" for change in changed)]
+        if changed and self.tracking is not None:
+            self.tracking.log_text("changes.txt", "\n".join(self.changes))
         try:
             self.network.load_state_dict(content["network"])
         except RuntimeError as e:
@@ -301,8 +306,6 @@ class Checkpoints:
         if not changed:
             self.lr_scheduler.load_state_dict(content["lr_scheduler"])
             return
-        for change in changed:
-            logger.warning("changed on resuming: %s", change)
         for group, values in zip(self.optimizer.param_groups, groups, strict=True):
             group.update(values)
         with warnings.catch_warnings():

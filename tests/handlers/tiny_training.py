@@ -43,6 +43,7 @@ def train(
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
     data: list[dict[str, np.ndarray]] | None = None,
     features: tuple[int, ...] = (2, 3, 4),
+    dropout: float = 0.5,
     on_step: Callable[[Engine], None] = lambda engine: None,
     on_validation: Callable[[Engine], None] = lambda engine: None,
     handlers: Callable[[torch.nn.Module], list[Any]] = lambda network: [],
@@ -52,7 +53,7 @@ def train(
     """Train; the loss of each step that was made, by its number."""
     torch.set_num_threads(1)
     set_determinism(0)
-    network = wrap(ValidUNet(2, 1, 2, features, dropout=0.5))
+    network = wrap(ValidUNet(2, 1, 2, features, dropout=dropout))
     chosen = optimizer(network.parameters(), lr=learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, T_max=epochs * steps)
     best = BestCheckpoint(network, folder / "model.pt", "loss")
