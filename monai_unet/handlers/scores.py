@@ -55,9 +55,9 @@ class Scores:
         rows = [{"image": image, **row} for image, row in zip(self.images, table, strict=True)]
 
         width = max(map(len, [*self.images, "overall"]))
-        print(" " * width, *(f"{name:>16}" for name in overall))
+        print(" " * width, *(f"{name:>{max(16, len(name))}}" for name in overall))
         for row in [*rows, {"image": "overall", **overall}]:
-            print(f"{row['image']:<{width}}", *(f"{row[name]:16.6f}" for name in overall))
+            print(f"{row['image']:<{width}}", *(f"{row[name]:{max(16, len(name))}.6f}" for name in overall))
 
         for name, content in _files({**self.facts, "overall": overall, "images": rows}).items():
             with replacing(self.folder / name) as partial:

@@ -58,8 +58,8 @@ def test_a_shifted_slab_is_its_shift_in_mm_away():
         at, there = [[slice(None)] * 3 for _ in range(2)]
         at[axis], there[axis] = 4, 6
         engine = scored([(volume(anterior=tuple(there)), volume(anterior=tuple(at)))])
-        assert engine.state.metrics["surface_distance_mm_anterior"] == pytest.approx(2 * mm)
-        assert engine.state.metrics["hausdorff_95_mm_anterior"] == pytest.approx(2 * mm)
+        assert engine.state.metrics["assd_mm_anterior"] == pytest.approx(2 * mm)
+        assert engine.state.metrics["hd95_mm_anterior"] == pytest.approx(2 * mm)
         assert engine.state.metrics["dice_anterior"] == 0
 
 
@@ -69,8 +69,8 @@ def test_the_surface_distance_is_the_mean_over_both_surfaces():
     prediction = reference.clone()
     prediction[6, 2, 2] = 1
     metrics = scored([(prediction, reference)]).state.metrics
-    assert metrics["surface_distance_mm_anterior"] == pytest.approx(2 / 3)
-    assert metrics["hausdorff_95_mm_anterior"] == pytest.approx(0.95 * 2)  # interpolated between 0 and 2
+    assert metrics["assd_mm_anterior"] == pytest.approx(2 / 3)
+    assert metrics["hd95_mm_anterior"] == pytest.approx(0.95 * 2)  # interpolated between 0 and 2
     assert metrics["dice_anterior"] == pytest.approx(2 / 3)
 
 
@@ -95,11 +95,11 @@ def test_what_a_second_evaluation_tells_is_its_own():
 def test_where_the_volume_cuts_an_organ_is_no_surface():
     """Two slabs that leave the volume on one side differ by a voxel on the other: all distances are that voxel."""
     metrics = scored([(volume(anterior=slice(8, 12)), volume(anterior=slice(7, 12)))]).state.metrics
-    assert metrics["surface_distance_mm_anterior"] == pytest.approx(SPACING[0])
-    assert metrics["hausdorff_95_mm_anterior"] == pytest.approx(SPACING[0])
+    assert metrics["assd_mm_anterior"] == pytest.approx(SPACING[0])
+    assert metrics["hd95_mm_anterior"] == pytest.approx(SPACING[0])
     metrics = scored([(volume(anterior=slice(0, 12)), volume(anterior=slice(7, 12)))]).state.metrics
-    assert metrics["surface_distance_mm_anterior"] == math.inf, "a prediction that fills the volume has no surface"
-    assert metrics["hausdorff_95_mm_anterior"] == math.inf
+    assert metrics["assd_mm_anterior"] == math.inf, "a prediction that fills the volume has no surface"
+    assert metrics["hd95_mm_anterior"] == math.inf
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_empty_masks(prediction, reference, dice, distance):
     both = {"posterior": slice(6, 9)}
     metrics = scored([(volume(**prediction, **both), volume(**reference, **both))]).state.metrics
     assert metrics["dice_anterior"] == dice
-    for name in ("surface_distance_mm", "hausdorff_95_mm"):
+    for name in ("assd_mm", "hd95_mm"):
         assert metrics[f"{name}_anterior"] == pytest.approx(distance, nan_ok=True)
         assert metrics[f"{name}_posterior"] == 0
         assert metrics[name] == (0 if math.isnan(distance) else math.inf)
@@ -123,7 +123,7 @@ def test_empty_masks(prediction, reference, dice, distance):
 
 def test_a_reference_without_voxel_size_is_refused():
     parser = ConfigParser({"metrics": ConfigParser.load_config_file(EVALUATE)})
-    handler = parser.get_parsed_content("metrics::additional_metrics::surface_distance_mm")
+    handler = parser.get_parsed_content("metrics::additional_metrics::assd_mm")
     with pytest.raises(TypeError, match="the reference is a Tensor; only a MetaTensor tells its voxel size"):
         handler.update([[torch.zeros(3, 4, 4, 4)], [torch.zeros(3, 4, 4, 4)]])
 
@@ -144,4 +144,4 @@ def test_the_chaos_challenge_states_the_same_scores():
     spacing = np.linalg.norm(meta["affine"][:3, :3], axis=0)
     metrics = scored([tuple(masks)], spacing, ("liver",)).state.metrics
     assert metrics["dice"] == pytest.approx(0.978, abs=5e-4)
-    assert metrics["surface_distance_mm"] == pytest.approx(0.734, abs=5e-4)
+    assert metrics["assd_mm"] == pytest.approx(0.734, abs=5e-4)
