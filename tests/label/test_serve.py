@@ -1,0 +1,164 @@
+"""`make label` says what is wrong before it builds anything."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import serve
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "my_segmentation"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "inference.yaml").touch()
+    image = {"spatial_shape": ["*", "*"], "modality": "EM"}
+    metadata = {"network_data_format": {"inputs": {"image": image}}}
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "models").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "one.png").touch()
+    return folder
+
+
+def said(monkeypatch, capsys, *arguments: object) -> str:
+    """What `make label` prints when it refuses; it must not come as far as building the environment."""
+    monkeypatch.setattr(serve, "environment", lambda: pytest.fail("went on"))
+    monkeypatch.setattr(sys, "argv", ["serve.py", *map(str, arguments)])
+    assert serve.main() == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "hart_segmentation", "docs"])
+def test_an_unknown_bundle(name, studies, monkeypatch, capsys):
+    text = said(monkeypatch, capsys, "--bundle", name, "--studies", studies)
+    assert f"there is no bundle {name!r}; say BUNDLE=cell_segmentation, BUNDLE=em_membrane_segmentation" in text
+
+
+def test_missing_weights(bundle, studies, monkeypatch, capsys):
+    weights = bundle / "models" / "model.pt"
+    weights.unlink()
+    text = said(monkeypatch, capsys, "--bundle", bundle, "--studies", studies)
+    assert (
+        f"{weights} is missing: train the bundle first (its docs/README.md says how), or say WEIGHTS=a/model.pt" in text
+    )
+
+
+def test_given_weights_are_copied_and_replace_none(bundle, studies, tmp_path, monkeypatch, capsys):
+    weights, given = bundle / "models" / "model.pt", tmp_path / "mine.pt"
+    command = ("--bundle", bundle, "--studies", studies, "--weights", given)
+    assert f"WEIGHTS={given}: there is no such file" in said(monkeypatch, capsys, *command)
+    given.write_bytes(b"mine")
+    assert f"{weights} is there already and would be lost" in said(monkeypatch, capsys, *command)
+    assert weights.read_bytes() == b"weights"
+    weights.unlink()
+    weights.parent.rmdir()
+    serve.check_weights(bundle, str(given))
+    assert weights.read_bytes() == b"mine"
+    serve.check_weights(bundle, str(given))  # the same again is none the worse
+
+
+def test_studies_that_are_no_folder_or_hold_nothing(bundle, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "studies"
+    command = ("--bundle", bundle, "--studies", folder)
+    assert f"STUDIES={folder}: there is no such folder" in said(monkeypatch, capsys, *command)
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "deeper" / "one.png").touch()
+    (folder / "notes.txt").touch()
+    text = said(monkeypatch, capsys, *command)
+    assert f"STUDIES={folder} has no image of the kinds *.png, *.tif, *.tiff, *.jpg, *.jpeg; subfolders" in text
+    assert "say STUDIES=a/folder/of/images" in said(monkeypatch, capsys, "--bundle", bundle)
+
+
+def test_a_folder_of_dicom_files_is_sent_to_a_server(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").touch()
+    with pytest.raises(serve.Refused, match="holds DICOM files: MONAI Label takes these from a DICOMweb server only"):
+        serve.check_studies(str(tmp_path), 3)
+    assert serve.check_studies("http://127.0.0.1:8042/dicom-web", 3) == "http://127.0.0.1:8042/dicom-web"
+
+
+def test_a_port_in_use_or_out_of_range(bundle, studies, monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = ("--bundle", bundle, "--studies", studies)
+        text = said(monkeypatch, capsys, *command, "--port", port)
+        assert f"port {port} is not free (Address already in use): stop what uses it, or say PORT=another" in text
+        assert "PORT=99999 is no port; use 8000" in said(monkeypatch, capsys, *command, "--port", 99999)
+
+
+def test_a_python_without_what_monai_label_imports(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    with pytest.raises(serve.Refused, match="needs Python 3.10 or 3.11, this is 3.13; say PYTHON=python3.11"):
+        serve.check_python()
+
+
+def test_the_makefile_hands_all_over(tmp_path):
+    done = subprocess.run(
+        ["make", "label", "BUNDLE=none", "STUDIES=none", "PORT=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("make label: there is no bundle 'none'; say BUNDLE=")
+
+
+def test_all_is_well(bundle, studies, monkeypatch, tmp_path):
+    """The bundle is linked into a fresh copy of the app, and the server is told what it must not ask the internet."""
+    monkeypatch.setattr(serve, "WORK", tmp_path / "work")
+    monkeypatch.setattr(serve, "environment", lambda: tmp_path / "env")
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--bundle", str(bundle), "--studies", str(studies), "--port", "8765"])
+    started = {}
+
+    class Server:
+        def __init__(self, command, env, cwd):
+            started.update(command=command, env=env)
+
+        def wait(self):
+            return 0
+
+        terminate = wait
+
+    monkeypatch.setattr(serve.subprocess, "Popen", Server)
+    assert serve.main() == 0
+    app = tmp_path / "work" / "app-8765"
+    assert (app / "model" / "my_segmentation").resolve() == bundle
+    assert (app / "main.py").is_file()
+    command = " ".join(started["command"])
+    assert f"--app {app} --studies {studies} --conf models my_segmentation --conf zoo_source local" in command
+    assert command.endswith("--host 127.0.0.1 --port 8765")
+    assert json.loads(started["env"]["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]) == {"Modality": "EM"}
+    assert started["env"]["PATH"].startswith(str(tmp_path / "env" / "bin"))
+
+
+@pytest.mark.parametrize(
+    ("dims", "studies", "port", "words"),
+    [
+        (2, "/a", 8000, ["QuPath or 3D Slicer"]),
+        (3, "/a", 8001, ["open:    3D Slicer, extension MONAI Label, server http://127.0.0.1:8001"]),
+        (3, "http://x/dicom-web", 8000, ["http://127.0.0.1:8000/ohif/"]),
+        (3, "http://x/dicom-web", 8001, ["http://127.0.0.1:8001/ohif/", "OHIF's panel assumes port 8000"]),
+    ],
+)
+def test_it_says_what_to_open(dims, studies, port, words):
+    text = serve.greeting(Path("bundles/some_segmentation"), dims, studies, port)
+    assert all(word in text for word in words)
+    assert ("assumes" in text) == any("assumes" in word for word in words)
