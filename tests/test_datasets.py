@@ -25,11 +25,12 @@ from PIL import Image
 from scipy import ndimage
 
 import monai_unet.datasets as datasets
-from monai_unet.data import InputError
+from monai_unet.data import CheckedVolumeReader, DicomSeriesReader, InputError, check_volume_pairs
 from monai_unet.datasets import cards, prepare
 from monai_unet.datasets.__main__ import main
+from monai_unet.datasets.dicom_series import dicom_series
 from monai_unet.datasets.layouts import LAYOUTS, _unlabelled
-from monai_unet.datasets.phantoms import cell_phantom, em_phantom
+from monai_unet.datasets.phantoms import cell_phantom, em_phantom, organ_phantom
 from monai_unet.datasets.store import sha256
 
 REPOSITORY = Path(__file__).parents[1]
@@ -602,3 +603,49 @@ def test_real_archives(tmp_path: Path) -> None:
     ]
     item = load(tmp_path / "isbi2012" / "dataset.json", "test")[0]
     assert Path(item["image"]).name == "train-volume-24.png"
+
+
+def test_the_organ_phantom_is_the_same_as_nifti_and_as_dicom(tmp_path: Path) -> None:
+    folder = prepare("organ_phantom", output=tmp_path).parent
+    document = json.loads((folder / "dataset.json").read_text())
+    card = cards()["organ_phantom"]
+    assert [len(document[split]) for split in ("training", "validation", "test")] == [8, 2, 3]
+    check_volume_pairs(document["training"], label_values=[0, 1, 2])
+    for item in document["test"]:
+        nifti, here = CheckedVolumeReader().get_data((item["image"],))
+        dicom, there = DicomSeriesReader().get_data((item["dicom"],))
+        np.testing.assert_array_equal(nifti, dicom)
+        np.testing.assert_allclose(here["affine"], there["affine"], atol=1e-4)
+        assert nifti.std() > 10
+        assert (there["modality"], len(there["source_files"].splitlines())) == ("MR", 22)
+    matrix = here["affine"][:3, :3]
+    np.testing.assert_allclose(np.linalg.norm(matrix, axis=0), card["spacing"], rtol=1e-6)
+    assert (np.abs(matrix / card["spacing"]) < 0.99).all(), "oblique to every axis"
+    middle = matrix @ ((np.array(card["size"]) - 1) / 2) + here["affine"][:3, 3]
+    np.testing.assert_allclose(middle, card["centre"], atol=1e-4)
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    prepare("organ_phantom", output=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_organs_touch_anterior_before_posterior_and_depend_on_their_number_only() -> None:
+    image, label = organ_phantom([40, 48, 22], [0.9, 0.8, 1.6], seed=3, number=5)
+    assert (image.dtype, label.dtype, image.shape, label.shape) == (np.uint16, np.uint8, (40, 48, 22), (40, 48, 22))
+    anterior, posterior = (np.argwhere(label == value) for value in (1, 2))
+    assert anterior.mean(0)[1] > posterior.mean(0)[1] + 8
+    grown = ndimage.binary_dilation(label == 1)
+    assert (grown & (label == 2)).any(), "they touch"
+    assert 0.02 < (label > 0).mean() < 0.2
+    for value in (1, 2):
+        assert ndimage.label(label == value)[1] == 1
+        assert image[label == value].mean() > 1.2 * image[label == 0].mean()
+    again = organ_phantom([40, 48, 22], [0.9, 0.8, 1.6], seed=3, number=5)
+    assert all(np.array_equal(a, b) for a, b in zip(again, (image, label), strict=True))
+    assert not np.array_equal(organ_phantom([40, 48, 22], [0.9, 0.8, 1.6], seed=3, number=6)[1], label)
+
+
+def test_the_dicom_of_a_phantom_asks_for_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom.dataset", None)
+    with pytest.raises(ImportError, match=re.escape('DICOM needs pydicom: pip install "monai_unet[dicom]"')):
+        dicom_series(np.zeros((2, 2, 2), np.uint16), np.eye(4), "x")
