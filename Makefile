@@ -51,6 +51,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.weight_map
+	$(BIN)/python -m benchmarks.tracking_cost
 
 clean:
 	rm -rf .venv .label demo

@@ -24,7 +24,7 @@ def public_text(text: str, secrets: Iterable[str] = ()) -> str:
     """A text, an exception's for example, without paths, file names, and the given words."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<name>", text)
-    return FILE.sub("<file>", PATH.sub("<path>", text))
+    return re.sub(r"(<(path|name|file)>){2,}", "<path>", FILE.sub("<file>", PATH.sub("<path>", text)))
 
 
 def public_parameter(value: Any) -> str:

@@ -106,16 +106,9 @@ class Sender:
         Raises:
             mlflow.exceptions.MlflowException: the server does not answer, or will not have the run at all.
         """
-        from mlflow.exceptions import MlflowException
-
         try:
             for line, end in self._lines():
-                try:
-                    self._deliver(line)
-                except MlflowException as error:
-                    if line["do"] == "run" or error.error_code not in REFUSALS:
-                        raise
-                    self._set_aside(line, error)
+                self._deliver_or_set_aside(line)
                 self._offset = end
                 with replacing(self.spool / "sent.json") as partial:
                     partial.write_text(json.dumps({"run_id": self.run_id, "offset": end}))
@@ -146,6 +139,25 @@ class Sender:
                     yield line, end
         if joined:
             yield {"do": "metrics", "metrics": joined}, end
+
+    def _deliver_or_set_aside(self, line: dict[str, Any]) -> None:
+        """What the server refuses holds up nothing: it is kept in a file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._deliver(line)
+        except MlflowException as error:
+            if line["do"] == "run" or error.error_code not in REFUSALS:
+                raise
+            several = line.get(line["do"], [])
+            if len(several) > 1:
+                for one in several:
+                    self._deliver_or_set_aside({**line, line["do"]: [one]})
+                return
+            file = self.spool.with_suffix(".refused.jsonl")
+            logger.error("MLflow refuses what it was sent; it is kept in %s: %s", file, error)
+            with file.open("a") as refused:
+                refused.write(json.dumps({**line, "because": str(error)}) + "\n")
 
     def _deliver(self, line: dict[str, Any]) -> None:
         match line["do"]:
@@ -180,6 +192,7 @@ class Sender:
             run = self.client.create_run(place, start_time=line["time"], tags=tags, run_name=line["name"])
             self.run_id, self._steps = run.info.run_id, None
         else:
+            self._steps = {}
             self.client.update_run(self.run_id, status="RUNNING")
 
     def _found(self, resume: str | None, experiment: str) -> str | None:
@@ -208,10 +221,12 @@ class Sender:
                     self._steps[key] = {metric.step for metric in history}
                 if step in self._steps[key]:
                     continue
-                self._steps[key].add(step)
             fresh.append(Metric(key, value, timestamp, step))
         if fresh:
             self.client.log_batch(self.run_id, metrics=fresh)
+        if self._steps is not None:
+            for metric in fresh:
+                self._steps.setdefault(metric.key, set()).add(metric.step)
 
     def _params(self, params: dict[str, str]) -> None:
         """A parameter that a resumed training has changed stays as it was; the tag ``changed.<name>`` tells both."""
@@ -227,6 +242,8 @@ class Sender:
 
     def _model(self, line: dict[str, Any]) -> None:
         """The model into the run, and a version of it into the registry."""
+        from mlflow.exceptions import MlflowException
+
         place = self.spool / line["file"]
         if place.exists():
             self.uploading = True
@@ -236,18 +253,15 @@ class Sender:
                 self.uploading = False
             shutil.rmtree(place.parent)
         name = line["name"]
-        if not self.client.search_registered_models(f"name = '{name}'"):
+        try:
             self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         known = self.client.search_model_versions(f"run_id = '{self.run_id}'")
         if not any(version.name == name and line["tags"].items() <= version.tags.items() for version in known):
             source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
             self.client.create_model_version(name, source, self.run_id, line["tags"])
-
-    def _set_aside(self, line: dict[str, Any], error: Exception) -> None:
-        file = self.spool.with_suffix(".refused.jsonl")
-        logger.error("MLflow refuses what it was sent; it is kept in %s: %s", file, error)
-        with file.open("a") as refused:
-            refused.write(json.dumps({**line, "because": str(error)}) + "\n")
 
 
 def _artifacts(uri: str | None) -> str | None:

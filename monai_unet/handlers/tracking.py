@@ -100,6 +100,7 @@ class Tracking(MLFlowHandler):
         self._resumes: str | None = None
         self._monitors = _monitors()
         self._look = 0.0
+        self._told: BaseException | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -128,12 +129,13 @@ class Tracking(MLFlowHandler):
         versions = code_version()
         facts = {name: getattr(engine.state, name) for name in self.default_tracking_params}
         values = {k: public_parameter(v) for k, v in {**self.parameters, **facts, **versions}.items()}
+        data = values.get("dataset", self.experiment_name)
         self.client = self._spool()
         self.client.note(
             "run",
             experiment=self.experiment_name,
-            name=f"{values.get('dataset', self.experiment_name).split()[0]} {time.strftime('%Y-%m-%d %H:%M:%S')}",
-            tags={"mlflow.source.git.commit": versions["commit"]} if "commit" in versions else {},
+            name=f"{data.partition(' sha256:')[0]} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            tags={"mlflow.source.git.commit": versions["commit"].rstrip("+")} if "commit" in versions else {},
             time=int(time.time() * 1000),
             uri=public(self.uri),
             resume=self._resumes,
@@ -208,7 +210,8 @@ class Tracking(MLFlowHandler):
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit):
                     status = "KILLED"
-                elif self.cur_run is not None:
+                elif self.cur_run is not None and error is not self._told:
+                    self._told = error  # by the engine that knows the files' names; it may run within another
                     data = getattr(getattr(engine, "data_loader", None), "dataset", None)
                     text = public_text(str(error), file_names(getattr(data, "data", None)))
                     self.client.set_tag("", "error", f"{type(error).__name__}: {text}"[:5000])

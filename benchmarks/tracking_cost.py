@@ -1,0 +1,102 @@
+"""Cost of MLflow tracking on a training step: what the training's own thread pays, and what the sending thread takes.
+
+    python -m benchmarks.tracking_cost
+
+Processor time, not wall time: it is the same on a busy machine. Loss and learning rate of 1,000 steps are logged by
+`monai_unet.handlers.Tracking`, with an SQLite store (the dearest: the training's process does the store's work),
+and by MONAI's MLFlowHandler with the same store. Then the sender sends, ten times, what the steps of 10 seconds leave,
+system metrics included: it wakes every 10 seconds. The shares are of the shortest step that training_step.json tells,
+and of one of 0.1 s. Printed, and written to benchmarks/results/tracking_cost.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from monai.handlers import MLFlowHandler
+
+from benchmarks.training_step import hardware
+from monai_unet.handlers import Tracking
+from monai_unet.handlers.sending import Sender
+from monai_unet.handlers.spool import Spool
+from monai_unet.handlers.tracking import code_version
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = 1000
+
+
+def engine() -> Any:
+    """What a handler sees of a trainer."""
+    weights = torch.nn.Parameter(torch.zeros(1))
+    state = SimpleNamespace(
+        iteration=0, epoch=0, max_epochs=1, epoch_length=STEPS, output=[{"loss": torch.tensor(0.5)}]
+    )
+    return SimpleNamespace(state=state, optimizer=torch.optim.SGD([weights], lr=0.1))
+
+
+def per_step(log: Callable[[Any], None], trainer: Any, steps: int) -> float:
+    """Seconds of this thread's processor time."""
+    start = time.thread_time()
+    for _ in range(steps):
+        trainer.state.iteration += 1
+        log(trainer)
+    return (time.thread_time() - start) / steps
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        trainer, tracking = engine(), Tracking("cost", {}, f"{folder}/spool")
+        with mock.patch.object(Spool, "start"):  # its thread's work is done here, where it can be measured
+            tracking.start(trainer)
+        training = per_step(tracking.iteration_completed, trainer, STEPS)
+        sender = Sender(tracking.client.folder)
+        sender.send()
+        steps = json.loads((RESULTS / "training_step.json").read_text())["rows"]
+        compact = min(row["median_s"] for row in steps)
+        shares, sending = {}, {}
+        for seconds in (compact, 0.1):
+            times = []
+            for _ in range(10):
+                tracking._look = 0.0  # a look at CPU, memory and GPU every 10 seconds
+                per_step(tracking.iteration_completed, trainer, round(10 / seconds))
+                start = time.thread_time()
+                sender.send()
+                times.append(time.thread_time() - start)
+            sending[seconds] = statistics.median(times[1:])
+            shares[seconds] = training / seconds + sending[seconds] / 10
+
+        plain = MLFlowHandler(experiment_name="plain", output_transform=lambda output: output[0]["loss"])
+        plain.start(trainer)
+        monai = per_step(plain.iteration_completed, trainer, 50)
+        plain.close()
+
+    print(f"the training's thread: {training * 1e6:.0f} µs per step (MONAI's MLFlowHandler: {monai * 1e3:.1f} ms)")
+    for seconds, share in shares.items():
+        sent = f"{sending[seconds] * 1e3:.0f} ms per 10 s in the sending thread"
+        print(f"steps of {seconds:.2f} s: {sent}, {share:.2%} of the time in all")
+    record = {
+        "hardware": hardware(torch.device("cpu")),
+        "versions": code_version(),
+        "training_thread_s_per_step": training,
+        "monai_handler_s_per_step": monai,
+        "rows": [
+            {"step_s": seconds, "sending_thread_s_per_10_s": sending[seconds], "share": share}
+            for seconds, share in shares.items()
+        ],
+    }
+    (RESULTS / "tracking_cost.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
