@@ -147,6 +147,51 @@ def test_labelling_recovers_the_separated_instances(size: tuple[int, ...], conne
         assert scores.min() > 0.7
 
 
+def dumbbell(bar: int) -> np.ndarray:
+    """Two squares of 21 voxels, five apart, joined by a bar; a speck and a cell cut by the image's edge."""
+    mask = np.zeros((1, 40, 70), np.uint8)
+    mask[0, 10:31, 5:26] = mask[0, 10:31, 31:52] = 1
+    mask[0, 20 - bar // 2 : 21 + bar // 2, 26:31] = 1
+    mask[0, 3:6, 3:6] = 1
+    mask[0, 15:30, 66:] = 1
+    return mask
+
+
+def test_thin_necks_part_what_they_join() -> None:
+    mask = dumbbell(bar=7)
+    assert LabelInstances(grow=0)(mask).max() == 3
+    parted = LabelInstances(grow=0, neck=5)(mask)
+    assert parted.max() == 4
+    np.testing.assert_array_equal(parted > 0, mask > 0)
+    left, right = (parted[0][20, column] for column in (15, 41))
+    np.testing.assert_array_equal(parted[0][10:31, 5:28] == left, mask[0][10:31, 5:28] > 0)
+    np.testing.assert_array_equal(parted[0][10:31, 29:52] == right, mask[0][10:31, 29:52] > 0)
+    assert len(np.unique(parted[0][3:6, 3:6])) == 1, "without a core: whole"
+    assert parted[0][3, 3] > 0
+    assert LabelInstances(grow=0, neck=5)(dumbbell(bar=13)).max() == 3, "no thinner than twice 5"
+    np.testing.assert_array_equal(LabelInstances(grow=0, neck=5)(np.zeros_like(mask)), 0)
+
+
+def test_a_pinhole_is_no_surface_to_a_neck() -> None:
+    whole = np.zeros((1, 42, 17), np.uint8)
+    whole[0, 1:-1, 1:-1] = 1
+    mask = whole.copy()
+    mask[0, 20, 6:11] = 0  # five voxels: it leaves necks of five beside it
+    assert LabelInstances(grow=0, neck=4)(mask).max() == 2
+    assert LabelInstances(grow=0, neck=4, fill_holes=True, min_size=5)(mask).max() == 2, "as large as a cell may be"
+    np.testing.assert_array_equal(LabelInstances(grow=0, neck=4, fill_holes=True, min_size=6)(mask), whole)
+
+
+def test_balls_that_overlap_a_little_are_parted() -> None:
+    grid = np.moveaxis(np.indices((30, 30, 60)), 0, -1)
+    balls = [np.linalg.norm(grid - (14, 14, z), axis=-1) < 10 for z in (12, 30, 49)]
+    mask = (balls[0] | balls[1] | balls[2])[None].astype(np.uint8)
+    found = LabelInstances(grow=0, neck=6)(mask)[0]
+    assert LabelInstances(grow=0)(mask).max() < found.max() == 3
+    for number, ball in enumerate(balls, start=1):
+        assert ((found == number) & ball).sum() > 0.97 * ball.sum()
+
+
 def test_given_back_cells_touch_again_and_outlines_stay() -> None:
     mask = drawing(
         "........",
@@ -323,6 +368,7 @@ def test_dictionary_forms() -> None:
         (lambda: SeparateInstances(width=0), "width is 0; it must be an odd number of voxels, 1 for one"),
         (lambda: LabelInstances(connectivity=8), "connectivity is 8; use 1 (faces)"),
         (lambda: LabelInstances(min_size=-1), "min_size is -1; it must be at least 0, which turns it off"),
+        (lambda: LabelInstances(neck=-1), "neck is -1; it must be at least 0, which turns it off"),
         (lambda: LabelInstances(grow=-2), "grow is -2; it must be at least 0, which turns it off"),
         (lambda: SeparateInstances()(np.full((1, 2, 2), -1)), "instance labels hold -1; they must be at least 0"),
         (lambda: SeparateInstances()(np.full((1, 2, 2), 1.5)), "instance labels hold fractional or non-finite values"),
