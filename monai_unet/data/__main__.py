@@ -1,0 +1,77 @@
+"""``python -m monai_unet.data check PATH``: what is in a folder, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+import nibabel as nib
+from monai.data.utils import affine_to_spacing
+from monai.utils import MetaKeys
+
+from monai_unet.data.dicom import DicomSeriesReader
+from monai_unet.data.errors import InputError
+from monai_unet.data.find_studies import find_studies
+from monai_unet.data.pseudonyms import Pseudonyms
+from monai_unet.data.studies import Study, StudyReader
+
+HEADER = ("study", "kind", "size", "voxel in mm", "axes", "problem")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a row per series or volume: pseudonym, modality or format, voxels, their size, anatomical axes, problem.
+
+    The axes tell where each index grows to: "LPS" is an axial series, "RAS" what nibabel calls canonical.
+
+    Returns:
+        1 where there is a problem, else 0.
+    """
+    parser = argparse.ArgumentParser(prog="python -m monai_unet.data")
+    check = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="list and check volumes")
+    check.add_argument("path", help="a NIfTI, NRRD or MetaImage file, a DICOM folder, file or zip, or a folder of them")
+    check.add_argument("--keep-names", action="store_true", help="tell paths and file names, not pseudonyms alone")
+    options = parser.parse_args(arguments)
+    try:
+        studies = find_studies(options.path, keep_names=options.keep_names)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows = [row for study in studies for row in _rows(study)]
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    for row in (HEADER, *rows):
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    problems = sum(bool(row[-1]) for row in rows)
+    print(f"{problems} of {len(rows)} have a problem; which is which: {Pseudonyms().table}")
+    return int(problems > 0)
+
+
+def _rows(study: Study) -> Iterator[tuple[str, ...]]:
+    if study.error is None:
+        yield (study.name, *_described(study, StudyReader()))
+        return
+    pseudonyms = Pseudonyms()
+    for uid in study.series:
+        kind, size, voxel, axes, problem = _described(study, DicomSeriesReader(series=uid))
+        among = f"one of {len(study.series)} series of {study.name}: choose one with --series_uid"
+        yield (pseudonyms(uid), kind, size, voxel, axes, f"{among}. {problem}" if problem else among)
+
+
+def _described(study: Study, reader: StudyReader | DicomSeriesReader) -> tuple[str, ...]:
+    try:
+        array, meta = reader.get_data(study.files)
+    except InputError as error:
+        problem, cure = study.explain(error)
+        return ("", "", "", "", f"{problem}. {cure}.")
+    voxel = affine_to_spacing(meta[MetaKeys.AFFINE])
+    return (
+        meta.get("modality", "volume"),
+        " x ".join(map(str, array.shape)),
+        " x ".join(f"{v:.4g}" for v in voxel),
+        "".join(nib.aff2axcodes(meta[MetaKeys.AFFINE])),
+        "",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,322 @@
+"""From files to files through the bundle's inference: in place, in kind, whatever lies beside, and without names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from torch import nn
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+
+import dicom_cases as cases  # noqa: E402
+from dicom_cases import COLUMNS, ROWS, SLICES, uid, world, write_series  # noqa: E402
+from test_dicom_seg import assert_classes_in_place, classes, complaints  # noqa: E402
+from test_studies import nifti, series  # noqa: E402
+
+from monai_unet.data.predictions import StudyWriter  # noqa: E402
+from monai_unet.data.pseudonyms import Pseudonyms  # noqa: E402
+
+pytestmark = [
+    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation"
+
+
+class Coded(nn.Module):
+    """A network of identity for phantoms: whatever the normalisation, a voxel's rank among all is its code again.
+
+    (1, 1, *spatial) → logits (1, 3, *spatial) of the code's class.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = x.flatten().argsort().argsort().reshape(x.shape).numpy()
+        return 100.0 * nn.functional.one_hot(torch.from_numpy(classes(codes)).long()[0, 0], 3).permute(3, 0, 1, 2)[None]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.delenv("MONAI_UNET_PSEUDONYM_KEY", raising=False)
+
+
+def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str]:
+    """Run the bundle's inference, the network one of identity; names of what lies in the output folder."""
+    coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "inferer": {"_target_": "SimpleInferer"}}
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / "inference.yaml"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        input=str(root),
+        output_dir=str(out),
+        device="cpu",
+        **{**coded, "spacing": [0, 0, 0], **override},  # 0: as it is
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+    if status:
+        with pytest.raises(SystemExit) as caught:
+            workflow.run()
+        assert caught.value.code == status
+    else:
+        workflow.run()
+    return sorted(path.name for path in out.iterdir())
+
+
+def _orientations() -> dict[str, dict[str, Any]]:
+    axes = [sign * np.eye(3)[i] for i in range(3) for sign in (1, -1)]
+    pairs = [(a, b) for a in axes for b in axes if a @ b == 0]
+    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
+    found = {f"{i:02d}": {"orientation": pair, "step": 2.5} for i, pair in enumerate(pairs)}
+    return {**found, "oblique": {"orientation": (turned[0], turned[1]), "step": 0.6}}
+
+
+def test_every_voxel_stays_in_place_in_all_orientations(tmp_path: Path) -> None:
+    """24 axis-aligned orientations and an oblique one, anisotropic (0.7 × 0.8 × 2.5 or 0.6 mm), DICOM and NIfTI."""
+    orientations = _orientations()
+    assert len(orientations) == 25
+    nifti = list(orientations)[::6]  # the last is the oblique one
+    codes = np.arange(3 * ROWS * COLUMNS).reshape(3, ROWS, COLUMNS)
+    for name, geometry in orientations.items():
+        root = tmp_path / "in" / name
+
+        def edit(dataset: Any, k: int, name: str = name) -> None:
+            dataset.SeriesInstanceUID = uid(name)
+
+        write_series(root, edit, slices=[2, 0, 1], **geometry)
+        if name not in nifti:
+            continue
+        corner, *steps = world(np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]), **geometry)
+        affine = np.block([[(np.array(steps) - corner).T, corner[:, None]], [np.zeros(3), 1]])
+        image = nib.Nifti1Image(codes.T.astype(np.int16), affine)
+        image.set_sform(affine, 2)
+        image.set_qform(affine, 2)
+        nib.save(image, tmp_path / "in" / f"{name}.nii.gz")
+    out = tmp_path / "out"
+    assert len(predict(tmp_path / "in", out)) == len(orientations) + len(nifti)
+    for name, geometry in orientations.items():
+        dataset = pydicom.dcmread(out / f"{Pseudonyms()(uid(name))}_seg.dcm")
+        assert_classes_in_place(dataset, slices=3, **geometry)
+    table = dict(line.split(",")[1::-1] for line in Pseudonyms().table.read_text().splitlines())
+    for name in nifti:
+        source = tmp_path / "in" / f"{name}.nii.gz"
+        before, after = nib.load(source), nib.load(out / f"{table[str(source)]}_seg.nii.gz")
+        np.testing.assert_array_equal(after.affine, before.affine)
+        np.testing.assert_array_equal(np.asanyarray(after.dataobj), classes(codes.T))
+
+
+class Half(nn.Module):
+    """Class 1 where the image is above 1000: (1, 1, *spatial) → logits (1, 3, *spatial), in mm from the border."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        distance = (x - 1000) / 40
+        return torch.cat([-distance, distance, torch.full_like(distance, -100)], 1)
+
+
+def test_another_spacing_comes_back_to_the_source_grid(tmp_path: Path) -> None:
+    """An oblique series of 0.7 × 0.8 × 2.5 mm, seen at 1 mm; the border is an oblique plane through its centre."""
+    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
+    geometry = {"orientation": (turned[0], turned[1])}
+    places = world(np.indices((SLICES, ROWS, COLUMNS)).reshape(3, -1).T, **geometry)
+    distance = ((places - places.mean(0)) @ [0.6, 0.48, 0.64]).reshape(SLICES, ROWS, COLUMNS)
+
+    def edit(dataset: Any, k: int) -> None:
+        cases.pixels(dataset, np.round(1000 + 40 * distance[k]).astype(np.uint16))
+
+    write_series(tmp_path / "in", edit, **geometry)
+    unscaled = {"preprocessing#transforms#3": {"_target_": "CastToTyped", "keys": "image"}}
+    half = {"_target_": f"{__name__}.Half"}
+    (name,) = predict(tmp_path / "in", tmp_path / "out", network_def=half, spacing=[1, 1, 1], **unscaled)
+    dataset = pydicom.dcmread(tmp_path / "out" / name)
+    assert len(dataset.SegmentSequence) == 2
+    found = np.zeros((SLICES, ROWS, COLUMNS), bool)
+    for frame, group in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float) - cases.ORIGIN
+        found[round(float(position @ np.cross(turned[0], turned[1])) / cases.STEP)] = frame
+    clear = np.abs(distance) > 0.5
+    np.testing.assert_array_equal(found[clear], distance[clear] > 0)
+
+
+def test_nine_of_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    for n in range(5):
+        nifti(root / f"v{n}.nii.gz", seed=n)
+    for n in range(5):
+        series(root / f"s{n}", f"s{n}", slices=[0, 2, 3] if n == 3 else range(3))
+    found = predict(root, out, status=1)
+    bad = Pseudonyms()(uid("s3"))
+    assert len(found) == 10
+    assert sum(name.endswith("_seg.nii.gz") for name in found) == 5
+    assert sum(name.endswith("_seg.dcm") for name in found) == 4
+    (failure,) = json.loads((out / "failures.json").read_text())
+    assert failure["study"] == bad
+    assert failure["problem"].startswith("1 slice(s) missing: 5 mm between file 1 of 3 and file 2 of 3")
+    assert failure["cure"].startswith("Fetch the missing slices")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("predicted in" in line for line in lines) == 9
+    (line,) = [line for line in lines if "FAILED" in line]
+    assert line.startswith(f"{bad}  FAILED: 1 slice(s) missing")
+    assert "9 of 10 studies have results" in lines[-1]
+
+    # a second run leaves the nine alone; mended, the tenth is made, and the report goes
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*_seg*")}
+    shutil.rmtree(root / "s3")
+    series(root / "s3", "s3", slices=range(3))
+    assert set(predict(root, out)) == {*found, f"{bad}_seg.dcm"} - {"failures.json"}
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert capsys.readouterr().out.count("already there") == 9
+    predict(root, out, overwrite="true")
+    assert all(path.stat().st_mtime_ns > time for path, time in times.items())
+
+
+def test_rtstruct_on_request(tmp_path: Path) -> None:
+    series(tmp_path / "in", "one", slices=range(3))
+    name = Pseudonyms()(uid("one"))
+    assert predict(tmp_path / "in", tmp_path / "out") == [f"{name}_seg.dcm"]
+    assert predict(tmp_path / "in", tmp_path / "out", rtstruct="true") == [f"{name}_rtstruct.dcm", f"{name}_seg.dcm"]
+    for kind in ("seg", "rtstruct"):
+        assert complaints(tmp_path / "out" / f"{name}_{kind}.dcm") == ""
+
+
+def test_what_goes_wrong_after_reading_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nifti(tmp_path / "in" / "a.nii.gz", seed=1)
+    nifti(tmp_path / "in" / "b.nii.gz", seed=2)
+    write = StudyWriter.__call__
+
+    def fails(self: StudyWriter, study: Any, pred: Any) -> None:
+        if study.place.endswith("a.nii.gz"):
+            raise OSError(28, "No space left on device", "/Geheim")
+        write(self, study, pred)
+
+    monkeypatch.setattr(StudyWriter, "__call__", fails)
+    assert len(predict(tmp_path / "in", tmp_path / "out", status=1)) == 2
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["problem"] == "unexpected OSError"
+    assert "--keep_names true" in failure["cure"]
+
+
+def test_a_mask_that_was_not_brought_back_is_refused(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "a.nii.gz", shape=(4, 4, 4))
+    postprocessing = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+    override = {"postprocessing": postprocessing, "keep_names": True, "spacing": [1, 1, 1]}
+    assert predict(tmp_path / "in", tmp_path / "out", status=1, **override) == ["failures.json"]
+    assert "the mask's affine is not its source's: apply Invertd" in (tmp_path / "out" / "failures.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["overwrite", "rtstruct", "keep_names"])
+def test_a_switch_is_true_or_false(tmp_path: Path, name: str) -> None:
+    nifti(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        predict(tmp_path / "in", tmp_path / "out", **{name: "yes"})
+    found: BaseException | None = caught.value
+    while found.__cause__ is not None:
+        found = found.__cause__
+    assert str(found) == f"{name} is 'yes'; it must be true or false"
+
+
+MARK = "Geheim"
+
+
+def test_no_name_leaves_the_input(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / MARK, tmp_path / "out"
+    private = {
+        "PatientName": MARK,
+        "PatientID": MARK,
+        "StudyDescription": MARK,
+        "SeriesDescription": MARK,
+        "AccessionNumber": MARK,
+        "StudyDate": "19991231",
+        "InstitutionName": MARK,
+    }
+    series(root / f"{MARK}1", "good", slices=range(3), file=f"{MARK}{{:d}}.dcm", **private)
+    series(root / f"{MARK}2", "gap", slices=[0, 2, 3], file=f"{MARK}{{:d}}.dcm", **private)
+    series(root / f"{MARK}3", "one", slices=range(2), file=f"{MARK}a{{:d}}.dcm", **private)
+    series(root / f"{MARK}3", "two", slices=range(2), file=f"{MARK}b{{:d}}.dcm", **private)
+    cut = series(root / f"{MARK}4", "cut", slices=range(3), file=f"{MARK}{{:d}}.dcm", **private)[1]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    nifti(root / f"{MARK}5" / f"{MARK}.nii.gz", seed=1)
+    nifti(root / f"{MARK}6.nii.gz", seed=2, shape=(3, 3, 3, 2))
+    (root / f"{MARK}7.nii.gz").write_bytes(b"\x1f\x8bGeheim")
+    (root / f"{MARK}8.nrrd").write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nspace: left-posterior-superior\n"
+        f"space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\ndata file: {MARK}.raw\n\n"
+    )
+    with caplog.at_level(logging.DEBUG):
+        found = predict(root, out, status=1)
+    assert len([name for name in found if "_seg" in name]) == 2
+    assert len(json.loads((out / "failures.json").read_text())) == 6
+    for path in out.rglob("*"):
+        assert MARK not in path.name
+        if path.suffix != ".dcm":
+            assert MARK.encode() not in path.read_bytes()
+    seg = next(out.glob("*_seg.dcm"))
+    assert pydicom.dcmread(seg).PatientName == MARK, "the SEG keeps the patient module"
+    told = caplog.text + "".join(capfd.readouterr())
+    assert "slice(s) missing" in told
+    for secret in (MARK, "19991231", uid("good"), uid("gap"), uid("one"), uid("study")):
+        assert secret not in told
+        assert secret not in (out / "failures.json").read_text()
+    assert MARK in Pseudonyms().table.read_text(), "the user's own table leads back"
+
+
+def test_names_on_request(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "Paula" / "brain.nii.gz")
+    (name,) = predict(tmp_path / "in", tmp_path / "out", keep_names="true")
+    assert name.startswith("Paula_brain_")
+    assert name.endswith("_seg.nii.gz")
+
+
+def test_every_study_has_its_item(tmp_path: Path) -> None:
+    """The loop asks the evaluator's data set item by item; one whose order differs would write to wrong names."""
+    values = {}
+    for n in range(3):
+        source = nifti(tmp_path / "in" / f"v{n}.nii.gz", seed=n, shape=(5, 4, 3 + n))
+        values[nib.load(source).shape] = source
+    found = predict(tmp_path / "in", tmp_path / "out")
+    assert {nib.load(tmp_path / "out" / name).shape for name in found} == set(values)
+
+
+# -- real series -----------------------------------------------------------------------------------------------------
+
+
+def _real(name: str) -> Path:
+    if "MONAI_UNET_DATA" not in os.environ:
+        pytest.skip("MONAI_UNET_DATA is not set: the real series are not here")
+    return Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / name
+
+
+def test_real_odd_files(tmp_path: Path) -> None:
+    """Every file of odd sources gives a SEG without errors, or a failure that says why."""
+    root = tmp_path / "in"
+    for k, path in enumerate(sorted(_real("odd/pydicom").iterdir())):
+        if path.is_file():
+            (root / f"{k:02d}").mkdir(parents=True)
+            shutil.copy(path, root / f"{k:02d}")
+    for name in ("gantrytilting/001", "sliceincrement/001", "sliceincrement/002", "siemens_multiframe/anatomical/001"):
+        shutil.copytree(_real("odd/dicom2nifti") / name, root / name.replace("/", "_"))
+    for name in ("23x38x3/image", "24x38x3/multiframe"):
+        shutil.copytree(_real("odd/dcmqi") / name, root / name.replace("/", "_"))
+    found = predict(root, tmp_path / "out", status=1)
+    results = [tmp_path / "out" / name for name in found if name.endswith("_seg.dcm")]
+    assert len(results) >= 10
+    for path in results:
+        assert complaints(path) == "", path
+    problems = " | ".join(f["problem"] for f in json.loads((tmp_path / "out" / "failures.json").read_text()))
+    assert "unexpected" not in problems
+    for words in ("gantry tilt", "slice(s) missing", "big-endian", "bytes of pixels where the header says"):
+        assert words in problems

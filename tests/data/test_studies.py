@@ -1,0 +1,287 @@
+"""What is found below a path, and what is said of it: everything, and no name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+
+import dicom_cases as cases
+from dicom_cases import SLICES, uid, write_series
+from pydicom.uid import SegmentationStorage
+
+from monai_unet.data.__main__ import main
+from monai_unet.data.errors import InputError
+from monai_unet.data.find_studies import find_studies
+from monai_unet.data.pseudonyms import Pseudonyms
+from monai_unet.data.studies import Study, StudyReader
+
+
+@pytest.fixture(autouse=True)
+def _config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.delenv("MONAI_UNET_PSEUDONYM_KEY", raising=False)
+
+
+def series(
+    folder: Path, name: str, slices: Any = range(SLICES), file: str = "IM{:04d}.dcm", **values: Any
+) -> list[Path]:
+    """A series with UIDs of its own."""
+
+    def edit(dataset: Any, k: int) -> None:
+        dataset.SeriesInstanceUID = uid(name)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid(f"{name} {k}")
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+
+    return write_series(folder, edit, slices=slices, name=file)
+
+
+def nifti(path: Path, seed: int = 0, shape: tuple[int, ...] = (5, 4, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.random.default_rng(seed).integers(0, 99, shape).astype(np.int16), np.diag([1, 2, 3, 1]))
+    image.set_sform(image.affine, 1)
+    image.set_qform(image.affine, 1)
+    nib.save(image, path)
+    return path
+
+
+def companion(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seg = cases.file_dataset(SegmentationStorage, str(path))
+    seg.Modality = "SEG"
+    seg.save_as(path, enforce_file_format=True)
+
+
+def places(root: Path, **options: Any) -> dict[str, int]:
+    """Place below the root → number of files."""
+    found = find_studies(root, **options)
+    assert len({study.name for study in found}) == len(found)
+    return {str(Path(study.place).relative_to(root)): len(study.files) for study in found}
+
+
+def test_a_folder_of_studies(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    series(root / "P1" / "T1", "one")
+    companion(root / "P1" / "SEG" / "seg.dcm")
+    companion(root / "P1" / "T1" / "seg.dcm")
+    series(root / "P2" / "deep" / "deeper", "two", file="IM{:d}")
+    nifti(root / "c.nii.gz", 1)
+    nifti(root / "P3" / "d.nii", 2)
+    (root / "P3" / "notes.txt").touch()
+    nifti(root / ".hidden.nii.gz", 3)
+    (root / "P4" / "empty").mkdir(parents=True)
+    (root / "P5").mkdir()
+    (root / "P5" / "IM1.dcm").write_bytes(b"rubbish")
+    companion(root / "only_companions" / "seg.dcm")
+    nifti(root / "out" / "result.nii.gz", 4)
+    with zipfile.ZipFile(root / "e.zip", "w") as archive:
+        for path in series(tmp_path / "zipped", "zip"):
+            archive.write(path, path.name)
+    found = places(root, without=root / "out")
+    assert found == {
+        "P1/T1": SLICES + 1,
+        "P2/deep/deeper": SLICES,
+        "P3/d.nii": 1,
+        "P4": 1,
+        "P5": 1,
+        "c.nii.gz": 1,
+        "e.zip": 1,
+    }
+    outcomes = {}
+    for study in find_studies(root, without=root / "out"):
+        try:
+            array, _ = StudyReader().get_data(study.files)
+            outcomes[Path(study.place).name] = array.shape
+        except InputError as error:
+            outcomes[Path(study.place).name] = study.explain(error)[0]
+    size = (cases.COLUMNS, cases.ROWS, SLICES)
+    assert outcomes == {
+        **dict.fromkeys(("T1", "deeper", "e.zip"), size),
+        **dict.fromkeys(("c.nii.gz", "d.nii"), (5, 4, 3)),
+        "P4": "no DICOM images (0 other files, 0 DICOM objects without images [])",
+        "P5": "file 1 of 1: not a DICOM file (7 bytes, without the DICM mark)",
+    }
+
+
+def test_pseudonyms_follow_the_series_and_the_content(tmp_path: Path) -> None:
+    series(tmp_path / "a" / "s", "one")
+    nifti(tmp_path / "a" / "v.nii.gz")
+    shutil.copytree(tmp_path / "a", tmp_path / "b" / "renamed")
+    names = [[study.name for study in find_studies(tmp_path / folder)] for folder in "ab"]
+    assert names[0] == names[1] == sorted(names[0], key=names[0].index)
+    assert names[0][0] == Pseudonyms()(uid("one"))
+    shutil.copytree(tmp_path / "a", tmp_path / "a" / "t")  # copies: each is told
+    assert {study.name for study in find_studies(tmp_path / "a")} == {*names[0], *(f"{name}-2" for name in names[0])}
+    table = Pseudonyms().table.read_text()
+    assert f"{names[0][0]},{tmp_path / 'a' / 's'},{uid('one')}" in table
+
+
+def test_headers_alike_beside_different_voxels_have_different_pseudonyms(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.mhd").write_text("ObjectType = Image")
+    (one,), (two,) = (find_studies(tmp_path / name) for name in "ab")
+    assert one.name != two.name
+
+
+def test_a_series_in_several_folders_is_one(tmp_path: Path) -> None:
+    series(tmp_path / "s" / "part0", "one", slices=range(3))
+    series(tmp_path / "s" / "part1", "one", slices=range(3, SLICES))
+    (study,) = find_studies(tmp_path / "s")
+    assert study.place == str(tmp_path / "s")
+    array, _ = StudyReader().get_data(study.files)
+    assert array.shape[2] == SLICES
+
+
+def test_two_series_in_a_folder_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    series(tmp_path / "s", "one", SeriesDescription="Geheim")
+    series(tmp_path / "s", "two", file="b{:d}.dcm", slices=range(4))
+    series(tmp_path / "t", "three")
+    studies = find_studies(tmp_path)
+    assert [study.error is None for study in studies] == [False, True]
+    one, two = (Pseudonyms()(uid(name)) for name in ("one", "two"))
+    problem, cure = studies[0].explain(studies[0].error)
+    assert problem == f"2 series: {one} (6 files); {two} (4 files)"
+    assert cure == f"Choose one with --series_uid {one}"
+    for choice in (two, uid("two")):
+        (study,) = find_studies(tmp_path, series_uid=choice)
+        assert (study.name, len(study.files), study.error) == (two, 4, None)
+        assert StudyReader().get_data(study.files)[0].shape[2] == 4
+    with pytest.raises(InputError, match="input: no such series. List them with: python -m monai_unet.data check PATH"):
+        find_studies(tmp_path, series_uid="1.2.3")
+
+
+def test_two_series_in_a_zip_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        for name in ("one", "two"):
+            for path in series(tmp_path / name, name):
+                archive.write(path, f"{name}/{path.name}")
+    for options in ({}, {"series_uid": uid("one")}):
+        (study,) = find_studies(tmp_path / "e.zip", **options)
+        assert study.error.cure == "Unpack it, then choose one with --series_uid"
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="input: no such file or folder. Check the path") as caught:
+        find_studies(tmp_path / "Geheim")
+    assert "Geheim" not in str(caught.value)
+
+
+def test_names_on_request(tmp_path: Path) -> None:
+    nifti(tmp_path / "P1" / "brain.nii.gz")
+    (study,) = find_studies(tmp_path, keep_names=True)
+    assert study.name.startswith("P1_brain_")
+    assert len(study.name) == len("P1_brain_") + 16
+    (study,) = find_studies(tmp_path / "P1" / "brain.nii.gz", keep_names=True)
+    assert study.name.startswith("brain_")
+
+
+PLACE, FILES = "/data/Geheim", ("/data/Geheim/1.dcm", "/data/Geheim/2.dcm")
+EXPLAINED = {
+    f"between {FILES[0]} and {FILES[1]} frame 3": "between file 1 of 2 and file 2 of 2 frame 3",
+    "PixelSpacing is (0.5, 1.25)": "PixelSpacing is (0.5, 1.25)",
+    f"not readable (OSError: {PLACE} (x)\ny)": "not readable (OSError)",
+    "its voxels should lie in one file Ge heim.raw, which is not there": (
+        "its voxels should lie in one file of its own, which is not there"
+    ),
+    f"the slices differ in StudyInstanceUID: 1.Geheim (5), 1.3 (1); one of the fewest is {FILES[0]}": (
+        "the slices differ in StudyInstanceUID; one of the fewest is file 1 of 2"
+    ),
+    "3 series: 1.2.826.0.1.99 (6 files)": "3 series: (UID) (6 files)",
+    f"{PLACE} is empty": "the study is empty",
+}
+
+
+@pytest.mark.parametrize("problem", EXPLAINED)
+def test_explanations_name_nothing(problem: str) -> None:
+    study = Study("3f", PLACE, FILES)
+    assert study.explain(InputError(PLACE, problem, "Cut")) == (EXPLAINED[problem], "Cut")
+    assert study.explain(InputError(FILES[1], problem, "Cut"))[0] == f"file 2 of 2: {EXPLAINED[problem]}"
+
+
+def test_explanations_of_wrapped_and_other_errors() -> None:
+    study = Study("3f", PLACE, FILES)
+    wrapped = RuntimeError("applying transform LoadImaged Geheim")
+    wrapped.__cause__ = InputError(FILES[0], "9 bytes", "Cut")
+    assert study.explain(wrapped) == ("file 1 of 2: 9 bytes", "Cut")
+    assert study.explain(KeyError("Geheim"))[0] == "unexpected KeyError"
+
+
+def test_explanations_name_all_on_request() -> None:
+    study = Study("3f", "/data/Paula", FILES, keep_names=True)
+    assert study.explain(InputError(FILES[1], "9 bytes", "Cut")) == (f"{FILES[1]}: 9 bytes", "Cut")
+    assert study.explain(InputError("/data/Paula", "2 series: 1.2.3.4.5.6", "")) == ("2 series: 1.2.3.4.5.6", "")
+    assert study.explain(KeyError("Paula"))[0] == "KeyError: 'Paula'"
+
+
+def test_explanations_of_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        for path in series(tmp_path / "s", "one"):
+            archive.write(path, f"Geheim Paula/{path.name}")
+        archive.writestr("Geheim Paula/IM9999.dcm", b"")
+    (study,) = find_studies(tmp_path / "e.zip")
+    with pytest.raises(InputError, match="empty file") as caught:
+        StudyReader().get_data(study.files)
+    assert study.explain(caught.value)[0] == "file 7 of 7: empty file"
+
+
+# -- python -m monai_unet.data check ---------------------------------------------------------------------------------
+
+
+def test_check_lists_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "Geheim"
+    series(root / "Geheim1", "one", PatientName="Geheim", StudyDescription="Geheim", file="Geheim{:d}.dcm")
+    nifti(root / "Geheim.nii.gz")
+    assert main(["check", str(root)]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].split() == ["study", "kind", "size", "voxel", "in", "mm", "axes", "problem"]
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:3]}
+    assert rows[Pseudonyms()(uid("one"))] == "CT 20 x 16 x 6 0.7 x 0.8 x 2.5 LPS"
+    assert "volume 5 x 4 x 3 1 x 2 x 3 RAS" in rows.values()
+    assert lines[3].startswith("0 of 2 have a problem; which is which: ")
+    assert "Geheim" not in out
+
+
+def test_check_tells_problems_and_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "Geheim"
+    series(root / "gap", "gap", slices=[0, 1, 3, 4], file="Geheim{:d}.dcm")
+    series(root / "two", "one")
+    series(root / "two", "two", file="b{:d}.dcm", slices=range(3))
+    assert main(["check", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "1 slice(s) missing: 5 mm between file 2 of 4 and file 3 of 4, 2.5 mm expected. Fetch the missing" in out
+    for name, size in (("one", 6), ("two", 3)):
+        (line,) = [line for line in out.splitlines() if line.startswith(Pseudonyms()(uid(name)))]
+        assert f"20 x 16 x {size}" in line
+        assert "one of 2 series of " in line
+        assert line.endswith("choose one with --series_uid")
+    assert "3 of 3 have a problem" in out
+    assert "Geheim" not in out
+    assert main(["check", str(root), "--keep-names"]) == 1
+    assert "Geheim1.dcm" in capsys.readouterr().out
+
+
+def test_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "Geheim")]) == 1
+    assert capsys.readouterr().err == "error: input: no such file or folder. Check the path.\n"
+
+
+def test_check_of_real_series(capsys: pytest.CaptureFixture[str]) -> None:
+    if "MONAI_UNET_DATA" not in os.environ:
+        pytest.skip("MONAI_UNET_DATA is not set: the real series are not here")
+    assert main(["check", str(Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / "hippocampus_mr")]) == 0
+    out = capsys.readouterr().out
+    for size in ("35 x 51 x 32", "36 x 48 x 35", "34 x 50 x 40"):
+        assert f"MR    {size}  1 x 1 x 1    LPS" in out
+    assert "HCrop" not in out
