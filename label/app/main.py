@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,21 @@ _spec.loader.exec_module(stock)
 OPTIONS = ("steps_per_epoch", "tile_size", "learning_rate", "seed")
 
 
+def served_network(bundle: str) -> ValidUNet:
+    """The network whose weights a bundle holds, at their own width."""
+    return ValidUNet.from_state_dict(
+        torch.load(Path(bundle) / "models" / "model.pt", map_location="cpu", weights_only=True)
+    )
+
+
 class Infer(BundleInferTask):  # type: ignore[misc]
     """Answers with a mask, or, where the request asks for "asap", "dsa", "json" or "geojson", with outlines."""
+
+    def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
+        parser = super()._load_bundle_config(path, config)
+        if "in_channels" in parser:  # no client can say it, so the weights do
+            parser["in_channels"] = served_network(path).in_channels
+        return parser
 
     @property
     def instances(self) -> bool:
@@ -94,8 +108,7 @@ class Train(BundleTrainTask):  # type: ignore[misc]
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        state = torch.load(Path(self.bundle_path) / "models" / "model.pt", map_location="cpu", weights_only=True)
-        network = ValidUNet.from_state_dict(state)
+        network = served_network(self.bundle_path)
         overrides["features"] = list(network.features)
         if "in_channels" in self.recipe:
             overrides["in_channels"] = network.in_channels
@@ -114,7 +127,13 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
                 monailabel.datastore.dicom.nifti_to_dicom_seg = convert
 
     def init_infers(self) -> dict[str, Any]:
-        return {name: Infer(path, self.conf, load_strict=True) for name, path in self.models.items()}
+        try:
+            return {name: Infer(path, self.conf, load_strict=True) for name, path in self.models.items()}
+        except RuntimeError as error:  # MONAI's parser wraps the reason: it is to be the last line on the screen
+            reason: BaseException = error
+            while reason.__cause__ is not None:
+                reason = reason.__cause__
+            raise reason from None
 
     def init_trainers(self) -> dict[str, Any]:
         return {name: Train(path, self.conf) for name, path in self.models.items()}
@@ -142,6 +161,7 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
         shape = reader.get_data(reader.read(store.get_image_uri(image_id)))[0].shape[-2:]
         writer = MicroscopyWriter(output_dtype=np.uint16)
         writer.set_data_array(mask_of_xml(label, shape, next(iter(self._infers.values())).instances), channel_dim=None)
-        writer.write(mask := label.with_suffix(".tif"))
-        store.save_label(image_id, str(mask), DefaultLabelTag.FINAL, store.get_label_info(label_id, "final"))
+        with tempfile.TemporaryDirectory() as folder:
+            writer.write(mask := Path(folder) / f"{image_id}.tif")
+            store.save_label(image_id, str(mask), DefaultLabelTag.FINAL, store.get_label_info(label_id, "final"))
         label.unlink()
