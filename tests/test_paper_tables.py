@@ -1,0 +1,88 @@
+"""The command behind the paper's tables: what it runs, where it goes on, what it writes. The bundles are not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import paper_tables
+
+
+class Bundles:
+    """Stands in for `python -m monai.bundle run`: notes what is asked for, and writes what an evaluation would."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[list[str], dict[str, Any]]] = []
+        self.fail = ""
+
+    def __call__(self, bundle: str, configs: list[str], options: dict[str, Any], log: Path) -> float:
+        self.runs.append((configs, options))
+        if self.fail in configs:
+            raise KeyboardInterrupt
+        if configs == ["evaluate"]:
+            Path(options["output_dir"]).mkdir(parents=True, exist_ok=True)
+            overall = {"seg": 0.75, "merged_cells": 3.0, "split_cells": 1.0}
+            scores = {"overall": overall, "images": [{"image": "t039.tif", **overall}]}
+            (Path(options["output_dir"]) / "scores.json").write_text(json.dumps(scores))
+        return 120.0
+
+
+@pytest.fixture
+def bundles(tmp_path, monkeypatch) -> Bundles:
+    stand_in = Bundles()
+    for fold in (".", "fold_01"):
+        (tmp_path / "data" / fold).mkdir(parents=True)
+        (tmp_path / "data" / fold / "dataset.json").write_text("{}")
+    monkeypatch.setattr(paper_tables, "bundle_run", stand_in)
+    monkeypatch.setattr(paper_tables, "prepare", lambda name, output: tmp_path / "data" / "dataset.json")
+    monkeypatch.setattr(paper_tables, "seconds_per_step", lambda *args: [0.5, 0.6, 0.5])
+    monkeypatch.setattr(paper_tables, "RESULTS", tmp_path / "results")
+    return stand_in
+
+
+def test_trains_for_the_minutes_given_then_scores_also_what_was_never_trained_on(bundles, tmp_path):
+    record = paper_tables.reproduce("hela", width=32, minutes=20, seed=7, work=tmp_path / "work")
+    (train, options), *evaluations = bundles.runs
+    assert train == ["train", "compact"]
+    assert options["max_epochs"] == 20  # 1200 s at 1.15 · 0.5 s are 2,086 steps: an even number of hundreds
+    assert (options["seed"], options["resume"]) == (7, "auto")
+    assert [Path(o["dataset_dir"]).name for _, o in evaluations] == ["data", "fold_01"]
+    assert set(record["scores"]) == {"held out", "sequence 02"}
+    assert (record["steps"], record["training_s"]) == (2000, 120)
+    assert json.loads((tmp_path / "results" / "hela_32_seed7.json").read_text()) == record
+
+
+def test_the_paper_s_width_takes_the_paper_s_configuration(bundles, tmp_path):
+    paper_tables.reproduce("u373", width=64, minutes=1, seed=0, work=tmp_path / "work")
+    assert bundles.runs[0][0] == ["train"]
+    assert {key: bundles.runs[0][1][key] for key in ("amp", "neck")} == {"amp": True, "neck": 0}
+    assert bundles.runs[1][1]["neck"] == 0, "evaluated by the rules it was trained with"
+
+
+def test_interrupted_it_goes_on_where_it_was(bundles, tmp_path):
+    bundles.fail = "train"
+    with pytest.raises(KeyboardInterrupt):
+        paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work")
+    bundles.fail = "evaluate"
+    with pytest.raises(KeyboardInterrupt):
+        paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work")
+    assert bundles.runs[1][1] == bundles.runs[0][1], "the same training, with resume"
+    bundles.fail = "nothing"
+    paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work")
+    assert [configs[0] for configs, _ in bundles.runs] == ["train", "train", "evaluate", "evaluate", "evaluate"]
+    with pytest.raises(SystemExit, match="is of another training.*Name another --work, or remove that folder"):
+        paper_tables.reproduce("hela", width=32, minutes=30, seed=0, work=tmp_path / "work")
+
+
+def test_the_table_sets_ours_beside_the_paper_s(bundles, tmp_path):
+    for seed in (0, 1):
+        paper_tables.reproduce("hela", width=32, minutes=20, seed=seed, work=tmp_path / f"work{seed}")
+    text = paper_tables.document()
+    assert "| | seg | merged cells | split cells |" in text
+    assert "| **width 32, seed 1**, held out; 2,000 steps in 2 min on " in text
+    assert text.count("| 0.7500 | 3 | 1 |") == 4
+    assert "| U-Net in the paper, challenge's test set | 0.7756 | | |" in text
+    assert "U373" not in text, "no row without a result"
