@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import Dataset
 from torch import distributed
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import DistributedSampler
 
-__all__ = ["SeededDataset", "SeededSampler", "shield_worker"]
+__all__ = ["SeededDataset", "SeededSampler", "seed_step", "shield_worker"]
 
 Draw = tuple[int, int]  # index of the item, seed of its random transforms
 
@@ -81,6 +82,12 @@ class SeededDataset(TorchDataset[Any]):
         index, seed = draw
         self.dataset.transform.set_random_state(seed)
         return self.dataset[index]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for a training step, whose dropout draws from its global generators."""
+    key = np.random.SeedSequence([seed, step, rank])
+    torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
 
 def shield_worker(worker_id: int) -> None:

@@ -5,8 +5,9 @@ from monai_unet.handlers.guards import Guards
 from monai_unet.handlers.mlflow_model import BestModel
 from monai_unet.handlers.pictures import Pictures
 from monai_unet.handlers.scores import Scores
+from monai_unet.handlers.stopping import TrainingStopped
 from monai_unet.handlers.tracking import Tracking
-from monai_unet.handlers.training_state import Checkpoints, TrainingStopped
+from monai_unet.handlers.training_state import Checkpoints
 from monai_unet.handlers.volume_metrics import PerClass, SurfaceMetricHandler
 
 __all__ = [

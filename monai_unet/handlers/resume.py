@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import random
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from monai_unet.data.errors import InputError
 
-__all__ = ["changes", "newest_checkpoint", "plain", "restore_rng", "rng_state"]
+__all__ = ["changes", "newest_checkpoint", "plain", "restore_optimizer", "restore_rng", "rng_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,31 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in names
         if name != "device" and str(before.get(name)).lower() != str(now.get(name)).lower()
     ]
+
+
+def restore_optimizer(
+    optimizer: Optimizer, lr_scheduler: LRScheduler, content: Mapping[str, Any], changed: Sequence[str]
+) -> None:
+    """Set optimizer and schedule back to a checkpoint's.
+
+    Where hyperparameters have changed, theirs are the new ones, and the schedule is walked anew up to the checkpoint's
+    step. An optimizer of another kind starts without a state.
+    """
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    before = content["optimizer"]["param_groups"]
+    if [set(group) for group in groups] == [set(group) - {"params"} for group in before]:
+        optimizer.load_state_dict(content["optimizer"])
+    else:
+        logger.warning("another kind of optimizer: it starts without the state of the former")
+    if not changed:
+        lr_scheduler.load_state_dict(content["lr_scheduler"])
+        return
+    for group, values in zip(optimizer.param_groups, groups, strict=True):
+        group.update(values)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps were made before
+        for _ in range(content["step"]):
+            lr_scheduler.step()
 
 
 def rng_state() -> dict[str, Any]:

@@ -6,16 +6,10 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
@@ -25,31 +19,39 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_unet.data.atomic import replacing
 from monai_unet.data.errors import InputError
+from monai_unet.data.seeding import seed_step
 from monai_unet.handlers.checkpoints import BestCheckpoint
 from monai_unet.handlers.lock import FolderLock
-from monai_unet.handlers.resume import changes, newest_checkpoint, plain, restore_rng, rng_state
+from monai_unet.handlers.resume import (
+    changes,
+    newest_checkpoint,
+    plain,
+    restore_optimizer,
+    restore_rng,
+    rng_state,
+)
+from monai_unet.handlers.stopping import StopRequest, TrainingStopped
 from monai_unet.handlers.tracking import Tracking
 
-__all__ = ["Checkpoints", "TrainingStopped"]
+__all__ = ["Checkpoints"]
 
+#: what MONAI's evaluators remember of the best validation, for their messages
+VALIDATOR = ("best_metric", "best_metric_epoch")
 #: seconds after which a long epoch is saved before its end
 LONG = 600
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingStopped(KeyboardInterrupt):
-    """The training was asked to stop (SIGTERM, Ctrl-C), and has saved its state."""
-
-
 class Checkpoints:
     """Saves the state of a training, and continues one.
 
     Files ``<output_dir>/checkpoints/step_<step>.pt``, each written whole or not at all, by the process of rank 0: at
-    the end of every ``interval``-th epoch, of the last, and of one whose validation was the best so far; within an
-    epoch after ten minutes; and when SIGTERM or Ctrl-C asks to stop, after the step or the validation image at hand.
-    The last two and the best are kept. They hold plain tensors and values (``torch.load(weights_only=True)``): network,
-    optimizer, lr_scheduler, scaler, step, epoch, epoch_ended, best, rng, run_id, parameters, max_epochs, changes.
+    the start; at the end of every ``interval``-th epoch, of the last, and of one whose validation was the best so far;
+    within an epoch after ten minutes; and when SIGTERM or Ctrl-C asks to stop, after the step or the validation image
+    at hand. The last two and the best are kept. They hold plain tensors and values (``torch.load(weights_only=True)``):
+    network, optimizer, lr_scheduler, scaler, step, epoch, epoch_ended, max_epochs, best, validator, rng, run_id,
+    parameters, changes.
 
     A resumed training equals the uninterrupted one, on the CPU bit for bit, at whatever step it was interrupted: its
     data come from `monai_unet.data.SeededSampler`, and torch is seeded before each step from (seed, step, rank), so
@@ -106,23 +108,27 @@ class Checkpoints:
         self.resume = _word("resume", resume, ("true", "auto", "false"))
         self.resume_changed = _word("resume_changed", resume_changed, ("true", "false"))
         self.lock = FolderLock(output_dir)
+        self.asked = StopRequest()
         self.changes: list[str] = []
         self.best_file: str | None = None
-        self.signal: int | None = None
+        self.validator: Engine | None = None
 
     def attach(self, evaluator: Engine) -> None:
-        self.evaluator = evaluator
+        self.validator = evaluator
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
 
     def run(self, trainer: Trainer) -> None:
         """Train from the start, or continue: ``trainer.run()`` with everything above."""
         self.trainer = trainer
         self.rank = trainer.state.rank
+        self.asked.heed = self.rank == 0  # else processes would stop between different steps
         trainer.add_event_handler(Events.STARTED, self._start)
-        trainer.add_event_handler(Events.ITERATION_STARTED, self._seed)
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED, lambda: seed_step(self.seed, trainer.state.iteration, self.rank)
+        )
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._step_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        with self.lock if self.rank == 0 else contextlib.nullcontext(), self._listening():
+        with self.lock if self.rank == 0 else contextlib.nullcontext(), self.asked:
             self.found = self._find()
             trainer.run()
 
@@ -152,6 +158,7 @@ class Checkpoints:
             "epoch_ended": epoch_ended,
             "max_epochs": state.max_epochs,
             "best": {**self.best.state_dict(), "file": self.best_file},
+            "validator": {name: getattr(self.validator.state, name) for name in VALIDATOR} if self.validator else {},
             "rng": rng_state(),
             "run_id": None if self.tracking is None else self.tracking.run_id,
             "parameters": self.parameters,
@@ -189,40 +196,12 @@ class Checkpoints:
         if state.epoch % self.interval == 0 or state.epoch in (state.max_epochs, self.best.epoch):
             self.save(epoch_ended=True)
 
-    def _seed(self, engine: Engine) -> None:
-        key = np.random.SeedSequence([self.seed, engine.state.iteration, self.rank])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-
-    # --- stopping in order ---
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        previous: dict[signal.Signals, Any] = {}
-
-        def hang_up() -> None:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            hang_up()  # a second signal ends the process at once
-
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody listen
-            for number in (signal.SIGTERM, signal.SIGINT):
-                # the others wait for rank 0 in the next step, and end with it
-                previous[number] = signal.signal(number, ask if self.rank == 0 else signal.SIG_IGN)
-        try:
-            yield
-        finally:
-            hang_up()
-
     def _stop_if_asked(self, engine: Engine) -> None:
-        if self.signal is not None:
+        if self.asked.number is not None:
             self.save(epoch_ended=False)
-            raise TrainingStopped(
-                f"{signal.Signals(self.signal).name} after step {self.trainer.state.iteration}; "
-                "the state is saved, --resume true continues"
-            )
+            stopped = TrainingStopped(self.asked.number, self.trainer.state.iteration)
+            logger.warning("%s", stopped)
+            raise stopped
 
     # --- resuming ---
 
@@ -238,13 +217,13 @@ class Checkpoints:
                 logger.warning("a new training: the checkpoints of the previous one are now in %s", aside)
             return None
         found = newest_checkpoint(self.folder)
+        if found is None and self.resume == "true":
+            raise InputError(
+                self.folder,
+                "there is no checkpoint to resume from",
+                "Name the --output_dir of the training, or leave out --resume true",
+            )
         if found is None:
-            if self.resume == "true":
-                raise InputError(
-                    self.folder,
-                    "there is no checkpoint to resume from",
-                    "Name the --output_dir of the training, or leave out --resume true",
-                )
             return None
         path, content = found
         changed = changes(content["parameters"], self.parameters)
@@ -260,7 +239,9 @@ class Checkpoints:
 
     def _start(self, engine: Engine) -> None:
         self.saved = time.monotonic()
-        if self.found is not None:
+        if self.found is None:
+            self.save(epoch_ended=True)  # however soon it ends, its run can be continued
+        else:
             path, content = self.found
             self.found = None  # its tensors are not needed twice
             self._restore(path, content)
@@ -283,35 +264,19 @@ class Checkpoints:
             self.network.load_state_dict(content["network"])
         except RuntimeError as e:
             raise InputError(path, f"its network is another one ({e})", "Start a new training") from e
-        self._restore_optimizer(content, step, changed)
+        restore_optimizer(self.optimizer, self.lr_scheduler, content, changed)
         if content["scaler"] is not None and self.trainer.scaler is not None:
             self.trainer.scaler.load_state_dict(content["scaler"])
         self.best.load_state_dict(content["best"])
         self.best_file = content["best"]["file"]
+        if self.validator is not None:
+            for name, value in content["validator"].items():
+                setattr(self.validator.state, name, value)
         restore_rng(content["rng"])
         loader: Any = self.trainer.data_loader
         loader.sampler.skip = step % length * loader.batch_size
         if step and step % length == 0 and not content["epoch_ended"]:
             self.trainer.fire_event(Events.EPOCH_COMPLETED)  # the validation that the interruption left out
-
-    def _restore_optimizer(self, content: dict[str, Any], step: int, changed: list[str]) -> None:
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        same_kind = [set(group) for group in groups] == [
-            set(group) - {"params"} for group in content["optimizer"]["param_groups"]
-        ]
-        if same_kind:
-            self.optimizer.load_state_dict(content["optimizer"])
-        else:
-            logger.warning("another kind of optimizer: it starts without the state of the former")
-        if not changed:
-            self.lr_scheduler.load_state_dict(content["lr_scheduler"])
-            return
-        for group, values in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(values)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps were made before
-            for _ in range(step):
-                self.lr_scheduler.step()
 
 
 def _word(name: str, value: bool | str, words: tuple[str, ...]) -> str:

@@ -144,7 +144,7 @@ def test_a_new_training_moves_the_former_aside(tmp_path):
     stopped(tmp_path, 6)
     former = files(tmp_path)
     stopped(tmp_path, 2)
-    assert files(tmp_path) == ["step_00000002.pt"]
+    assert files(tmp_path) == ["step_00000000.pt", "step_00000002.pt"]
     assert sorted(path.name for path in (tmp_path / "checkpoints.previous").iterdir()) == former
     assert next(iter(train(tmp_path, resume=True))) == 3
 
@@ -185,11 +185,11 @@ def test_a_checkpoint_every_other_epoch_at_the_best_and_at_the_end(tmp_path, mon
 
     monkeypatch.setattr(Checkpoints, "save", noted)
     train(tmp_path, epochs=5, steps=1, interval=2)
-    assert written == [1, 2, 3, 4, 5]
+    assert written == [0, 1, 2, 3, 4, 5]  # the third is the best
     written.clear()
     values = iter([0.5, 0.6, 0.7, 0.8, 0.9])
     train(tmp_path, epochs=5, steps=1, interval=2)
-    assert written == [1, 2, 4, 5]
+    assert written == [0, 1, 2, 4, 5]
 
 
 def test_a_long_epoch_is_saved_before_its_end(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from monai.transforms import CenterSpatialCropd, Compose, RandScaleIntensityd
 from monai.utils import set_determinism
 
 from monai_unet.data import SeededDataset, SeededSampler, shield_worker
-from monai_unet.handlers import BestCheckpoint, Checkpoints
+from monai_unet.handlers import BestCheckpoint, Checkpoints, Tracking
 from monai_unet.networks import ValidUNet
 from monai_unet.transforms import RandElasticDeformationd
 
@@ -48,6 +48,7 @@ def train(
     on_validation: Callable[[Engine], None] = lambda engine: None,
     handlers: Callable[[torch.nn.Module], list[Any]] = lambda network: [],
     wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network,
+    tracking: Any = None,
     **checkpoints: Any,
 ) -> dict[int, float]:
     """Train; the loss of each step that was made, by its number."""
@@ -65,6 +66,7 @@ def train(
         best=best,
         parameters={"learning_rate": learning_rate, "optimizer": optimizer.__name__, "features": features},
         seed=5,
+        tracking=tracking,
         **checkpoints,
     )
     crop = CenterSpatialCropd("label", 4)
@@ -120,6 +122,8 @@ def train(
         curve[engine.state.iteration] = engine.state.output[0]["loss"]
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, on_step)
+    if isinstance(tracking, Tracking):
+        tracking.attach(trainer)
     try:
         keeper.run(trainer)
     except BaseException as e:
