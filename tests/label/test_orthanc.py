@@ -1,0 +1,203 @@
+"""The hippocampus bundle in a real MONAI Label server before a real Orthanc, over DICOMweb on the loopback only.
+
+Needs Debian's `orthanc` and `orthanc-dicomweb`. Synthetic series; the weights are those of tests/bright_network.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import requests
+from test_label_contract import HIPPOCAMPUS, on_the_command_line
+from test_server import Served, copy_of, free_port, pytestmark, start, stop
+
+from monai_unet.datasets import prepare
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+pytestmark = [
+    *pytestmark,
+    pytest.mark.skipif(
+        not (shutil.which("Orthanc") and PLUGIN.exists()), reason="apt-get install orthanc orthanc-dicomweb"
+    ),
+]
+
+
+class Archive:
+    """Orthanc, and what the tests ask of it."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        settings = {
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "HttpPort": port,
+            "HttpBindAddresses": ["127.0.0.1"],
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomServerEnabled": False,
+            "Plugins": [str(PLUGIN)],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        self.url = f"http://127.0.0.1:{port}"
+        self.web = f"{self.url}/dicom-web"
+        with (folder / "orthanc.log").open("wb") as log:
+            self.process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+        for _ in range(240):
+            try:
+                requests.get(f"{self.url}/system", timeout=10)
+                return
+            except requests.ConnectionError:
+                time.sleep(0.5)
+        raise AssertionError((folder / "orthanc.log").read_text())
+
+    def store(self, series: Path) -> str:
+        """Upload a folder of slices; its SeriesInstanceUID."""
+        for file in series.glob("*.dcm"):
+            requests.post(f"{self.url}/instances", data=file.read_bytes(), timeout=60).raise_for_status()
+        return str(pydicom.dcmread(next(series.glob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID)
+
+    def segmentations(self) -> list[pydicom.Dataset]:
+        found = []
+        for instance in requests.get(f"{self.url}/instances", timeout=60).json():
+            content = requests.get(f"{self.url}/instances/{instance}/file", timeout=60).content
+            dataset = pydicom.dcmread(io.BytesIO(content))
+            if dataset.Modality == "SEG":
+                found.append(dataset)
+        return sorted(found, key=lambda dataset: (dataset.InstanceCreationDate, dataset.InstanceCreationTime))
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory) -> list[Path]:
+    """Two series of the phantom, and one of equal voxels, in which nothing is found."""
+    folder = tmp_path_factory.mktemp("phantom")
+    document = json.loads(prepare("organ_phantom", output=folder).read_text())
+    found = [Path(item["dicom"]) for item in document["test"][:2]]
+    found = [path if path.is_absolute() else folder / path for path in found]
+    empty = folder / "empty"
+    empty.mkdir()
+    change = {name: pydicom.uid.generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID")}
+    for file in found[0].glob("*.dcm"):
+        dataset = pydicom.dcmread(file)
+        dataset.update({pydicom.tag.Tag(name): pydicom.DataElement(name, "UI", uid) for name, uid in change.items()})
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.PixelData = np.full_like(dataset.pixel_array, 100).tobytes()
+        dataset.save_as(empty / file.name)
+    return [*found, empty]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Iterator[Archive]:
+    server = Archive(tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def uids(archive, series) -> list[str]:
+    return [archive.store(folder) for folder in series]
+
+
+@pytest.fixture(scope="module")
+def served(archive, uids, tmp_path_factory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp(HIPPOCAMPUS)
+    server = start(copy_of(HIPPOCAMPUS, folder), archive.web, folder)
+    try:
+        yield server
+    finally:
+        assert stop(server) == 0
+
+
+def dicom_seg(served: Served, uid: str) -> pydicom.Dataset:
+    """As OHIF's panel asks for it."""
+    form = {"params": json.dumps({"label_info": [{"name": "anterior"}, {"name": "posterior"}]})}
+    query = {"image": uid, "output": "dicom_seg"}
+    answer = requests.post(f"{served.url}/infer/{HIPPOCAMPUS}", params=query, data=form, timeout=300)
+    assert answer.status_code == 200, answer.text
+    return pydicom.dcmread(io.BytesIO(answer.content))
+
+
+def voxels(seg: pydicom.Dataset) -> dict[str, dict[str, int]]:
+    """Per segment: how many voxels on each source image."""
+    names = {int(segment.SegmentNumber): str(segment.SegmentLabel) for segment in seg.SegmentSequence}
+    counts: dict[str, dict[str, int]] = {name: {} for name in names.values()}
+    planes = np.atleast_3d(seg.pixel_array).reshape(-1, seg.Rows, seg.Columns)
+    for plane, frame in zip(planes, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        name = names[int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
+        source = str(frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
+        if plane.any():
+            counts[name][source] = int(plane.sum())
+    return counts
+
+
+def test_the_series_are_listed_and_their_masks_are_those_of_the_command_line(served, archive, series, uids, tmp_path):
+    assert served.get("/info/")["datastore"]["total"] == 3
+    for folder, uid in zip(series[:2], uids[:2], strict=True):
+        seg = dicom_seg(served, uid)
+        on_the_command_line(served.bundle, folder, tmp_path / uid)
+        (file,) = (tmp_path / uid).rglob("*_seg.dcm")
+        expected = voxels(pydicom.dcmread(file))
+        assert voxels(seg) == expected
+        assert all(expected.values()), "both parts are there"
+        assert str(seg.ReferencedSeriesSequence[0].SeriesInstanceUID) == uid
+        assert [str(s.SegmentedPropertyTypeCodeSequence[0].CodeValue) for s in seg.SegmentSequence] == ["5366008"] * 2
+
+
+def test_an_empty_mask_is_an_answer(served, uids):
+    assert voxels(dicom_seg(served, uids[2])) == {"Anterior hippocampus": {}, "Posterior hippocampus": {}}
+
+
+def save(served: Served, uid: str, label: Any) -> None:
+    """As 3D Slicer submits a label."""
+    files = {"label": ("label.nii.gz", label)}
+    form = {"params": json.dumps({"label_info": [{"name": "anterior"}, {"name": "posterior"}]})}
+    answer = requests.put(f"{served.url}/datastore/label", params={"image": uid}, files=files, data=form, timeout=300)
+    assert answer.status_code == 200, answer.text
+
+
+def test_labels_are_stored_as_dicom_seg_the_empty_one_and_one_part_alone_included(served, archive, uids, tmp_path):
+    image = nib.Nifti1Image.from_bytes(served_volume(served, uids[0]))
+    whole = np.asarray(image.dataobj)
+    for mask in (whole, whole * (whole == 2), np.zeros_like(whole)):
+        file = tmp_path / "label.nii.gz"
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), image.affine), file)
+        save(served, uids[0], file.read_bytes())
+    stored = [voxels(seg) for seg in archive.segmentations()]
+    assert len(stored) == 3
+    part = {name: sum(count.values()) for name, count in stored[0].items()}
+    assert part == {"Anterior hippocampus": (whole == 1).sum(), "Posterior hippocampus": (whole == 2).sum()}
+    assert stored[1] == {"Anterior hippocampus": {}, "Posterior hippocampus": stored[0]["Posterior hippocampus"]}
+    assert stored[2] == {"Anterior hippocampus": {}, "Posterior hippocampus": {}}
+
+
+def served_volume(served: Served, uid: str) -> bytes:
+    import gzip
+
+    return gzip.decompress(served.infer(uid).content)
+
+
+def test_a_training_from_the_archive_s_labels_replaces_the_weights(served, uids, tmp_path):
+    """The labels of the test above; the latest one of a series counts."""
+    weights = served.bundle / "models" / "model.pt"
+    before = weights.read_bytes()
+    image = nib.Nifti1Image.from_bytes(served_volume(served, uids[0]))
+    file = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj).astype(np.uint8), image.affine), file)
+    save(served, uids[0], file.read_bytes())
+    request = {"max_epochs": 1, "device": "cpu", "steps_per_epoch": 2, "tile_size": 36}
+    served.post(f"/train/{HIPPOCAMPUS}", request, run_sync=True)
+    assert weights.read_bytes() != before
