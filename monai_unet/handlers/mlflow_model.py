@@ -6,6 +6,7 @@ nothing is pickled. `mlflow models serve` answers with it, and `mlflow.pyfunc.lo
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -56,9 +57,12 @@ class BestModel:
     def __call__(self, engine: Engine) -> None:
         if self.best.best is None or not self.best.path.is_file():
             return
-        with self.tracking.model(self.name, self._why()) as place:
-            if place is not None:
-                save_model(place, self.best.path, self.config, self.tracking.config or {})
+        try:
+            with self.tracking.model(self.name, self._why()) as place:
+                if place is not None:
+                    save_model(place, self.best.path, self.config, self.tracking.config or {})
+        except OSError as error:  # a training that has come to its end does not fail for this
+            logging.getLogger(__name__).error("the MLflow model could not be written: %s", error)
 
     def _why(self) -> dict[str, str]:
         best = {"metric": self.best.metric, self.best.metric: str(self.best.best)}

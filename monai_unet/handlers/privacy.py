@@ -41,7 +41,10 @@ def public_config(config: Any, key: str = "") -> Any:
     """A config without the user's paths: ``<dataset_dir>`` in their place, and datalists written into it cut to their
     length. Expressions stay as they are, unless they name an existing path."""
     if isinstance(config, Mapping):
-        return {name: public_config(value, str(name)) for name, value in config.items()}
+        return {
+            name: value if name == "_meta_" else public_config(value, str(name))  # that is the bundle's metadata.json
+            for name, value in config.items()
+        }
     if isinstance(config, list | tuple):
         if config and all(isinstance(item, Mapping) and "_target_" not in item and _has_path(item) for item in config):
             return f"<{len(config)} items>"

@@ -28,6 +28,8 @@ __all__ = ["Sender", "command", "public", "send"]
 KEY_TAG = "monai_unet.run"
 #: what a server says to a line that it will never take; anything else may pass the next time
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
+#: MLflow itself asks a server that is away for 4 minutes; here the next attempt is the next batch
+HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 #: MLflow's limits for one call
 METRICS, PARAMS = 1000, 100
 
@@ -85,11 +87,11 @@ class Sender:
         self.run_id: str | None = None
         self.ended = False
         self.uploading = False
-        self._offset = 0
+        self.offset = 0
         self._steps: dict[str, set[int]] | None = {}  # those that the server has, by metric; None: it has none
         if (spool / "sent.json").is_file():
             sent = json.loads((spool / "sent.json").read_text())
-            self.run_id, self._offset = sent["run_id"], sent["offset"]
+            self.run_id, self.offset = sent["run_id"], sent["offset"]
 
     @cached_property
     def client(self) -> Any:
@@ -98,7 +100,14 @@ class Sender:
         if self.uri is None:
             with (self.spool / "journal.jsonl").open() as journal:
                 self.uri = json.loads(journal.readline())["uri"] or os.environ.get("MLFLOW_TRACKING_URI")
+        for name, value in HTTP.items():
+            os.environ.setdefault(name, value)
         return MlflowClient(self.uri)
+
+    @property
+    def remote(self) -> bool:
+        """Whether a server keeps the store, and not this process."""
+        return not (self.uri or "").startswith("sqlite")
 
     def send(self) -> None:
         """Send all whole lines; after an exception the next call goes on where this one stopped.
@@ -109,7 +118,7 @@ class Sender:
         try:
             for line, end in self._lines():
                 self._deliver_or_set_aside(line)
-                self._offset = end
+                self.offset = end
                 with replacing(self.spool / "sent.json") as partial:
                     partial.write_text(json.dumps({"run_id": self.run_id, "offset": end}))
         except Exception:
@@ -120,8 +129,8 @@ class Sender:
         """The lines, metrics joined, each with the offset behind it. Half a line at the end is none yet."""
         joined: list[Any] = []
         with (self.spool / "journal.jsonl").open("rb") as journal:
-            journal.seek(self._offset)
-            end = self._offset
+            journal.seek(self.offset)
+            end = self.offset
             for text in journal:
                 if not text.endswith(b"\n"):
                     break

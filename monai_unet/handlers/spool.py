@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -27,10 +26,9 @@ __all__ = ["Spool"]
 
 #: seconds between two batches
 INTERVAL = 10.0
-#: seconds that the end of a run waits for its last batch: of a server that is away, and of one that answers
-PATIENCE, ANSWERING = 5.0, 60.0
-#: MLflow's own patience, 4 minutes for a request to a server that is away, would only hold up the thread
-HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+#: seconds without progress after which the end of a run waits no more: for a server, and for a file of one's own, whose
+#: tables may have to be made first
+PATIENCE, OWN = 5.0, 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +50,7 @@ class Spool:
         self._journal = (folder / "journal.jsonl").open("ab", buffering=0)
         if self._journal.tell():
             self._journal.write(b"\n")  # a killed process may have left half a line
-        for name, value in HTTP.items():
-            os.environ.setdefault(name, value)
-        self._away = False
+        self._away, self._torn = False, False
         self._closing, self._wake = threading.Event(), threading.Event()
         self._sender = Sender(folder, uri)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -69,17 +65,20 @@ class Spool:
 
     def note(self, do: str, **what: Any) -> None:
         """Append a line."""
+        line = b"\n" * self._torn + json.dumps({"do": do, **what}).encode() + b"\n"
         try:
-            self._journal.write(json.dumps({"do": do, **what}).encode() + b"\n")
-        except OSError as error:  # of a full disk the training itself will have more to say
-            logger.error("MLflow: a line is lost, %s cannot be written: %s", self._journal.name, error)
+            self._torn = self._journal.write(line) < len(line)
+        except OSError:
+            self._torn = True
+        if self._torn:  # of a full disk the training itself will have more to say
+            logger.error("MLflow: a line is lost, there is no room for it in %s", self._journal.name)
 
     def log_batch(self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]) -> None:
         """As MlflowClient.log_batch."""
         if params:
             self.note("params", params=[[p.key, p.value] for p in params])
         if metrics:
-            self.note("metrics", metrics=[[m.key, m.value, m.timestamp, m.step] for m in metrics])
+            self.note("metrics", metrics=[[m.key, float(m.value), m.timestamp, m.step] for m in metrics])
         for tag in tags:
             self.set_tag(run_id, tag.key, tag.value)
 
@@ -119,18 +118,28 @@ class Spool:
         self._journal.close()
         self._closing.set()
         self._wake.set()
-        deadline = time.monotonic() + (PATIENCE if self._away else ANSWERING)
-        while self._thread.is_alive() and (time.monotonic() < deadline or self._sender.uploading):
-            self._thread.join(0.2)
+        patience = PATIENCE if self._away or self._sender.remote else OWN
+        progress, since = -1, time.monotonic()
+        while self._thread.is_alive() and (time.monotonic() < since + patience or self._sender.uploading):
+            if self._sender.offset != progress:
+                progress, since = self._sender.offset, time.monotonic()
+            self._thread.join(0.1)
         if self.folder.exists():
             logger.warning("MLflow: the run is not all sent. When the server is back: %s", command(self.folder.parent))
 
     def _work(self) -> None:
+        lock = FileLock(self.folder / "lock")
+        while not lock.is_locked:
+            try:  # a killed training's workers outlive it for seconds, and the command `send` may be at work
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                logger.warning("MLflow: another process is sending %s; waiting for it", self.folder)
+                if self._closing.is_set():
+                    return
         try:
-            with FileLock(self.folder / "lock", timeout=PATIENCE):
-                self._send_until_closed()
-        except Timeout:
-            logger.warning("MLflow: another process is sending %s; what is added to it stays there", self.folder)
+            self._send_until_closed()
+        finally:
+            lock.release()
         if self._sender.ended:
             shutil.rmtree(self.folder, ignore_errors=True)
 
