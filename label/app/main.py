@@ -109,9 +109,10 @@ class Train(BundleTrainTask):  # type: ignore[misc]
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         network = served_network(self.bundle_path)
-        overrides["features"] = list(network.features)
-        if "in_channels" in self.recipe:
-            overrides["in_channels"] = network.in_channels
+        normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
+        width = {"features": list(network.features), "in_channels": network.in_channels}
+        width["norm"] = "batch" if normalised else "$None"  # MONAI drops an override that is None
+        overrides.update({name: value for name, value in width.items() if name in self.recipe})
         overrides.update({name: self.request[name] for name in OPTIONS if name in self.request})
         return overrides
 
