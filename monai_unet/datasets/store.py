@@ -85,7 +85,7 @@ class Store:
         """Write a 3-D array and its affine to RAS millimetres as .nii.gz. Returns its path."""
         import nibabel as nib
 
-        image = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+        image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
         image.set_qform(affine, 1)
         return self.write(name, gzip.compress(image.to_bytes(), mtime=0))

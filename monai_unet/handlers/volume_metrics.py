@@ -42,11 +42,12 @@ class SurfaceMetricHandler(IgniteMetricHandler):
                     f"the reference is a {type(reference).__name__}; only a MetaTensor tells its voxel size"
                 )
             pair = [_surface(pred)], [_surface(reference)]
-            values = IterationMetric.__call__(self.metric_fn, *pair, spacing=reference.pixdim.tolist())
+            spacing = reference.pixdim.tolist()
+            values = torch.as_tensor(IterationMetric.__call__(self.metric_fn, *pair, spacing=spacing))
             # MONAI's percentile of infinite distances is NaN, and a missed organ would be left out of the mean
             held, due = (mask.flatten(1).amax(1) > 0 for (mask,) in pair)
             missed = (held != due)[-values.shape[1] :]
-            self.metric_fn.extend(torch.as_tensor(values).masked_fill(missed, math.inf))
+            self.metric_fn.extend(values.masked_fill(missed, math.inf))
 
 
 def _surface(mask: torch.Tensor) -> torch.Tensor:
