@@ -258,8 +258,6 @@ class Checkpoints:
         for change in changed:
             logger.warning("changed on resuming: %s", change)
         self.changes = [*content["changes"], *(f"step {step}: {change}" for change in changed)]
-        if changed and self.tracking is not None:
-            self.tracking.log_text("changes.txt", "\n".join(self.changes))
         try:
             self.network.load_state_dict(content["network"])
         except RuntimeError as e:

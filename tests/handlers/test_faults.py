@@ -88,9 +88,9 @@ class Faults:
             made = store.execute("select name from sqlite_master where name = 'runs'").fetchall()
             return [status for (status,) in store.execute("select status from runs")] if made else []
 
-    def tracked(self) -> set[tuple[int, float]]:
+    def tracked(self) -> list[tuple[int, float]]:
         with sqlite3.connect(self.folder.parent / "mlflow.db") as store:
-            return set(store.execute("select step, value from metrics where key = 'Loss'"))
+            return list(store.execute("select step, value from metrics where key = 'Loss' order by step"))
 
     def steps(self) -> list[int]:
         return sorted(int(path.stem[5:]) for path in (self.folder / "checkpoints").glob("step_*.pt"))
@@ -103,7 +103,7 @@ def uninterrupted(tmp_path_factory) -> set[tuple[int, float]]:
     curve = faults.curve()
     assert [step for step, _ in curve] == list(range(1, EPOCHS * STEPS + 1))
     assert faults.runs() == ["FINISHED"]
-    assert faults.tracked() == set(curve)
+    assert faults.tracked() == curve
     return set(curve)
 
 
@@ -116,7 +116,7 @@ def check(faults: Faults, uninterrupted: set[tuple[int, float]]) -> None:
     """After all faults: the same curve, also where steps were made again, in one run, which has finished."""
     assert set(faults.curve()) == uninterrupted
     assert faults.runs() == ["FINISHED"]
-    assert faults.tracked() == uninterrupted
+    assert faults.tracked() == sorted(uninterrupted)
 
 
 def wait_for(condition: Callable[[], bool], process) -> bool:
@@ -129,10 +129,10 @@ def wait_for(condition: Callable[[], bool], process) -> bool:
 def test_killed_at_20_random_moments_of_training(faults, uninterrupted):
     moments = random.Random(0)
     for _ in range(20):
-        before = len(faults.curve())
+        target = len(faults.curve()) + moments.randint(1, 2 * STEPS)
         process = faults.start()
-        assert wait_for(lambda before=before: len(faults.curve()) > before, process)
-        time.sleep(moments.uniform(0, 0.2))
+        assert wait_for(lambda target=target: len(faults.curve()) >= target, process)
+        time.sleep(moments.uniform(0, 0.02))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL

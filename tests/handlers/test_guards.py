@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
 from tiny_training import SIZE, items, train
 
-from monai_unet.data import InputError, SeededSampler
+from monai_unet.data import InputError, SeededDataset, SeededSampler
 from monai_unet.handlers import Guards
 from monai_unet.handlers.lock import FolderLock
 from monai_unet.handlers.memory import largest_tile, step_bytes
@@ -54,6 +56,27 @@ def test_nan_in_an_image_is_named_and_the_last_good_checkpoint_kept(tmp_path):
     assert steps(tmp_path) == [0, 4]
     # with the data repaired the training goes on
     assert list(train(tmp_path, data=items(9), batch_size=1, resume=True)) == list(range(5, 13))
+
+
+def test_the_files_of_a_step_are_named(tmp_path):
+    sampler = SeededSampler(range(9), 4, seed=5)
+    sampler.set_epoch(1)
+    data = [{"image": f"/images/slice_{i}.png"} for i in range(9)]
+    loader = DataLoader(SeededDataset(Dataset(data, Compose())), sampler=sampler, batch_size=2)
+    (a, _), (b, _) = sampler.draws(3)[2:]
+
+    def step(engine, batch):
+        return [{"loss": float("inf"), "image": torch.zeros(1), "label": torch.zeros(1)}]
+
+    engine = Engine(step)
+    engine.data_loader = loader
+    engine.load_state_dict({"iteration": 5, "epoch_length": 2, "max_epochs": 3})
+    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"the loss is inf at step 6 \(epoch 3\) of training item {a} \(slice_{a}.png\), {b} \(slice_{b}.png\): ",
+    ):
+        engine.run(loader)
 
 
 def test_an_exploding_training_is_told_from_bad_data(tmp_path):

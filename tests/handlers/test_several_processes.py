@@ -74,6 +74,13 @@ def last(folder: Path) -> dict:
     return torch.load(max((folder / "checkpoints").glob("step_*.pt")), weights_only=True)
 
 
+def test_the_bundles_start_several_processes_alike():
+    configs = Path(__file__).parents[2].glob("bundles/*/configs/multi_gpu_train.yaml")
+    texts = [path.read_text().replace("channels_last_3d", "channels_last") for path in configs]
+    assert len(texts) == 3
+    assert len(set(texts)) == 1
+
+
 def test_two_processes_train_the_network_that_one_trains_on_both_their_tiles(tmp_path):
     first, second = together(tmp_path / "two", dropout=0.0, epochs=2)
     alone = train(tmp_path / "one", dropout=0.0, epochs=2, batch_size=2)
