@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -201,3 +202,24 @@ def test_a_training_from_the_archive_s_labels_replaces_the_weights(served, uids,
     request = {"max_epochs": 1, "device": "cpu", "steps_per_epoch": 2, "tile_size": 36}
     served.post(f"/train/{HIPPOCAMPUS}", request, run_sync=True)
     assert weights.read_bytes() != before
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="apt-get install chromium")
+def test_ohif_shows_the_series_and_the_segmentation(served, archive, uids, tmp_path):
+    """The viewer that MONAI Label ships, in a headless browser; the picture goes to $MONAI_UNET_PICTURES for the docs."""
+    from PIL import Image
+
+    if not archive.segmentations():
+        save(served, uids[0], served.infer(uids[0]).content)
+    seg = next(seg for seg in archive.segmentations() if all(voxels(seg).values()))
+    picture = Path(os.environ.get("MONAI_UNET_PICTURES", tmp_path)) / "ohif.png"
+    address = f"{served.url}/ohif/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}"
+    command = ["chromium", "--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--window-size=1400,900"]
+    command += ["--virtual-time-budget=120000", f"--user-data-dir={tmp_path}/profile", f"--screenshot={picture}"]
+    subprocess.run([*command, f"{address}&initialSeriesInstanceUID={seg.SeriesInstanceUID}"], timeout=600, check=True)
+    shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    middle = shown[200:800, 300:1000]
+    gray = (np.ptp(middle, axis=-1) < 8) & (middle.max(-1) > 60)
+    orange = (middle[..., 0] - middle[..., 2] > 60) & (middle[..., 1] < middle[..., 0])  # the anterior part's colour
+    assert gray.mean() > 0.02, "the series"
+    assert orange.sum() > 100, "its segmentation"

@@ -32,7 +32,7 @@ def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
         mask = on_grid(label, np.asarray(meta["affine"]), volume.shape[-3:])
         with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
             path = Path(file.name)
-        write_seg(path, mask, meta["source_files"], metadata["segments"], metadata["algorithm"])
+        write_seg(path, mask, meta["source_files"].splitlines(), metadata["segments"], metadata["algorithm"])
         return str(path)
 
     return nifti_to_dicom_seg
