@@ -206,7 +206,7 @@ def test_a_training_from_the_archive_s_labels_replaces_the_weights(served, uids,
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="apt-get install chromium")
 def test_ohif_shows_the_series_and_the_segmentation(served, archive, uids, tmp_path):
-    """The viewer that MONAI Label ships, in a headless browser; the picture goes to $MONAI_UNET_PICTURES for the docs."""
+    """The viewer that MONAI Label ships, in a browser without a screen. MONAI_UNET_PICTURES: where the picture goes."""
     from PIL import Image
 
     if not archive.segmentations():

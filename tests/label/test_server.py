@@ -154,7 +154,9 @@ def start(bundle: Path, studies: str, folder: Path, port: int | None = None) -> 
 def stop(served: Served) -> int:
     if served.process.poll() is None:
         os.killpg(served.process.pid, signal.SIGINT)  # what Ctrl-C does
-    return served.process.wait(60)
+    code = served.process.wait(60)
+    shutil.rmtree(ROOT / ".label" / f"app-{served.url.rsplit(':', 1)[1]}", ignore_errors=True)
+    return code
 
 
 @pytest.fixture(scope="module", params=LABELS)
