@@ -42,15 +42,17 @@ def find_studies(
         without: a folder below the path that is left out, such as that of the results.
 
     Raises:
-        InputError: there is nothing at the path, or not this series.
+        InputError: there is nothing at the path, or not this series; ``without`` is the path itself.
         ValueError: ``keep_names`` is neither true nor false.
     """
     named = switch("keep_names", keep_names)
-    root = Path(path)
+    root = Path(path).absolute()  # explanations replace what is a path, and a short one might be a word
     if not root.exists():
         raise InputError("input", "no such file or folder", "Check the path")
     pseudonyms = Pseudonyms()
     skip = Path(without).resolve() if without is not None else None
+    if skip == root.resolve():
+        raise InputError("output_dir", "the input's own folder: results would be taken for studies", "Name another")
     places = _joined(_below(root, skip)) if root.is_dir() else [_scan(root, [str(root)])]
     if series_uid is not None:
         wanted = {str(series_uid)}
@@ -72,7 +74,7 @@ def find_studies(
         refusal = _refusal(place, pseudonyms) if len(place.series) > 1 else None
         files = tuple(sorted(place.files))
         studies.append(Study(name, str(place.path), files, place.series, refusal, named))
-    pseudonyms.remember((s.name, str(Path(s.place).absolute()), " ".join(s.series)) for s in studies)
+    pseudonyms.remember((s.name, s.place, " ".join(s.series)) for s in studies)
     return studies
 
 
@@ -90,8 +92,18 @@ class _Place:
 def _below(root: Path, skip: Path | None) -> list[_Place]:
     places: list[_Place] = []
     told: set[Path] = set()  # folders with something in them that is known
-    for name, subfolders, names in os.walk(root):
+    seen: set[Path] = set()
+
+    def unreadable(error: OSError) -> None:
+        places.append(_Place(Path(error.filename), [error.filename]))  # the reader will say it
+        told.add(Path(error.filename))
+
+    for name, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folder = Path(name)
+        if folder.resolve() in seen:  # links may lead back
+            subfolders.clear()
+            continue
+        seen.add(folder.resolve())
         subfolders[:] = sorted(s for s in subfolders if _seen(s) and (folder / s).resolve() != skip)
         files = [str(folder / n) for n in sorted(names) if _seen(n)]
         alone = [f for f in files if f.lower().endswith((*VOLUMES, ".zip"))]
@@ -116,8 +128,8 @@ def _scan(path: Path, files: list[str]) -> _Place:
     for file in files:
         if file.lower().endswith(VOLUMES):
             continue
-        try:
-            for source in members(file):
+        for source in members(file):
+            try:
                 if Path(source).is_file():
                     with Path(source).open("rb") as opened:
                         if opened.read(132)[128:] != b"DICM":  # spares reading large files of other kinds
@@ -126,13 +138,13 @@ def _scan(path: Path, files: list[str]) -> _Place:
                     header = read_dataset(source, stop_before_pixels=True)
                     sop_class = header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID
                     series, instance = str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID"))
-                if f"{sop_class}.".startswith(NO_IMAGES):
-                    place.companions.append(source)
-                elif series:
-                    place.series.setdefault(series, []).append(source)
-                    place.instances.add(instance)
-        except Exception:  # whatever damage makes zipfile and pydicom raise: the reader will say it
-            continue
+            except Exception:  # whatever damage makes zipfile and pydicom raise: the reader will say it
+                continue
+            if f"{sop_class}.".startswith(NO_IMAGES):
+                place.companions.append(source)
+            elif series:
+                place.series.setdefault(series, []).append(source)
+                place.instances.add(instance)
     return place
 
 

@@ -43,14 +43,14 @@ class Study:
 
     def explain(self, error: BaseException) -> tuple[str, str]:
         """Problem and cure of an error, without names, paths and UIDs; files as "file 3 of 35", in order of names."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
+        cause = error
+        while not isinstance(cause, InputError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if cause is None:
-            kind = type(error).__name__
-            if self.keep_names:
-                return f"{kind}: {error}", "Report it, if it is no fault of the machine"
-            return f"unexpected {kind}", "Run this study alone with --keep_names true to see all of it"
+        if isinstance(cause, ImportError):
+            return str(cause), "Install it"
+        if not isinstance(cause, InputError):
+            problem = f"{type(cause).__name__}: {cause}" if self.keep_names else f"unexpected {type(cause).__name__}"
+            return problem, "Run this study alone with --keep_names true to see all of it, and report it"
         if self.keep_names:
             return (cause.problem if cause.path == self.place else f"{cause.path}: {cause.problem}"), cause.cure
         among = cause.path != self.place and cause.path in self._sources()
@@ -72,6 +72,7 @@ class Study:
         # what libraries say, and what a damaged header says, may quote anything
         text = re.sub(r"\((\w+): .*\)", r"(\1)", text, flags=re.DOTALL)
         text = re.sub(r"(in one file ).*(, which is not there)", r"\1of its own\2", text)
+        text = re.sub(r"(\d series): \d+\..*", r"\1", text, flags=re.DOTALL)
         text = re.sub(r"(differ in \w+UID): .*; one of", r"\1; one of", text)
         return re.sub(r"\b\d+(\.\d+){3,}", "(UID)", text)
 
@@ -106,11 +107,12 @@ class StudyReader(ImageReader):
 
 
 def members(file: str) -> list[str]:
-    """The file itself, or of a zip "archive.zip/member" for each of its files, in order."""
-    if not Path(file).is_file() or not zipfile.is_zipfile(file):
+    """The file itself, or of a readable zip "archive.zip/member" for each of its files, in order."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sorted(f"{file}/{name}" for name in archive.namelist() if not name.endswith("/"))
+    except (zipfile.BadZipFile, NotImplementedError, OSError):
         return [file]
-    with zipfile.ZipFile(file) as archive:
-        return sorted(f"{file}/{name}" for name in archive.namelist() if not name.endswith("/"))
 
 
 def switch(name: str, value: bool | str) -> bool:

@@ -206,7 +206,7 @@ def test_a_killed_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_libraries_tell_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_series(tmp_path / "a", lambda d, k: setattr(d, "PatientName", "Geheim"))  # one part: highdicom doubts it
+    write_series(tmp_path / "a", lambda d, k: setattr(d, "PatientName", "Geheim"))  # one part: highdicom warns of it
     logging.getLogger("highdicom").setLevel(logging.DEBUG)
     try:
         with caplog.at_level(logging.DEBUG):

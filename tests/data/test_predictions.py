@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from test_studies import nifti, series  # noqa: E402
 
 from monai_unet.data.predictions import StudyWriter  # noqa: E402
 from monai_unet.data.pseudonyms import Pseudonyms  # noqa: E402
+from monai_unet.networks import ValidUNet  # noqa: E402
 
 pytestmark = [
     # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
@@ -156,6 +159,8 @@ def test_nine_of_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         nifti(root / f"v{n}.nii.gz", seed=n)
     for n in range(5):
         series(root / f"s{n}", f"s{n}", slices=[0, 2, 3] if n == 3 else range(3))
+    shutil.make_archive(str(root / "s4"), "zip", root / "s4")
+    shutil.rmtree(root / "s4")
     found = predict(root, out, status=1)
     bad = Pseudonyms()(uid("s3"))
     assert len(found) == 10
@@ -272,6 +277,30 @@ def test_no_name_leaves_the_input(
         assert secret not in told
         assert secret not in (out / "failures.json").read_text()
     assert MARK in Pseudonyms().table.read_text(), "the user's own table leads back"
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_status_1_and_prints_no_path(tmp_path: Path) -> None:
+    """MONAI itself prints the arguments; what a file holds is no argument."""
+    nifti(tmp_path / MARK / f"{MARK}1.nii.gz")
+    (tmp_path / MARK / f"{MARK}2.nii.gz").write_bytes(b"cut")
+    (tmp_path / "case.yaml").write_text(f"input: {tmp_path / MARK}")
+    network = ValidUNet(3, 1, 3, features=(2, 3))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    arguments = {
+        "config_file": BUNDLE / "configs" / "inference.yaml",
+        "bundle_root": BUNDLE,
+        "input": f"%{tmp_path / 'case.yaml'}::input",
+        "output_dir": tmp_path / "out",
+        "ckpt_path": tmp_path / "model.pt",
+        "device": "cpu",
+    }
+    command = [sys.executable, "-m", "monai.bundle", "run", *(f"--{k}={v}" for k, v in arguments.items())]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "1 of 2 studies have results" in result.stdout
+    assert MARK not in result.stdout + result.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_names_on_request(tmp_path: Path) -> None:

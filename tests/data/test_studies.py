@@ -163,6 +163,7 @@ def test_two_series_in_a_folder_are_refused_until_one_is_chosen(tmp_path: Path) 
 
 def test_two_series_in_a_zip_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        archive.writestr("README", "no DICOM, and the first")
         for name in ("one", "two"):
             for path in series(tmp_path / name, name):
                 archive.write(path, f"{name}/{path.name}")
@@ -175,6 +176,20 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="input: no such file or folder. Check the path") as caught:
         find_studies(tmp_path / "Geheim")
     assert "Geheim" not in str(caught.value)
+
+
+def test_the_results_folder_is_not_the_input(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="output_dir: the input's own folder: results would be taken for studies"):
+        find_studies(tmp_path, without=tmp_path)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    nifti(tmp_path / "store" / "a.nii.gz")
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "in")
+    assert places(tmp_path / "in") == {"deep/link/a.nii.gz": 1}
 
 
 def test_names_on_request(tmp_path: Path) -> None:
@@ -197,7 +212,9 @@ EXPLAINED = {
     f"the slices differ in StudyInstanceUID: 1.Geheim (5), 1.3 (1); one of the fewest is {FILES[0]}": (
         "the slices differ in StudyInstanceUID; one of the fewest is file 1 of 2"
     ),
-    "3 series: 1.2.826.0.1.99 (6 files)": "3 series: (UID) (6 files)",
+    "3 series: 1.2.826.0.1.99 (Geheim (6) x, 6 files); 1.2.3 (Geheim, 9 files)": "3 series",
+    "3 series: 12ab (6 files); 34cd (9 files)": "3 series: 12ab (6 files); 34cd (9 files)",
+    "no series 1.2.826.0.1.99": "no series (UID)",
     f"{PLACE} is empty": "the study is empty",
 }
 
@@ -215,6 +232,8 @@ def test_explanations_of_wrapped_and_other_errors() -> None:
     wrapped.__cause__ = InputError(FILES[0], "9 bytes", "Cut")
     assert study.explain(wrapped) == ("file 1 of 2: 9 bytes", "Cut")
     assert study.explain(KeyError("Geheim"))[0] == "unexpected KeyError"
+    wrapped.__cause__ = ImportError('NRRD and MetaImage need SimpleITK: pip install "monai_unet[volumes]"')
+    assert study.explain(wrapped)[0] == 'NRRD and MetaImage need SimpleITK: pip install "monai_unet[volumes]"'
 
 
 def test_explanations_name_all_on_request() -> None:
@@ -233,6 +252,21 @@ def test_explanations_of_a_zip(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty file") as caught:
         StudyReader().get_data(study.files)
     assert study.explain(caught.value)[0] == "file 7 of 7: empty file"
+    content = (tmp_path / "e.zip").read_bytes()
+    (tmp_path / "e.zip").write_bytes(content.replace(b"PK\x01\x02", b"PK\x09\x02"))
+    (study,) = find_studies(tmp_path / "e.zip")
+    with pytest.raises(InputError) as caught:
+        StudyReader().get_data(study.files)
+    assert study.explain(caught.value)[0] == "not readable as DICOM (BadZipFile)"
+
+
+def test_a_short_relative_path_spoils_no_explanation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "e", "one", slices=[0, 1, 3])
+    monkeypatch.chdir(tmp_path)
+    (study,) = find_studies("e")
+    with pytest.raises(InputError, match="missing") as caught:
+        StudyReader().get_data(study.files)
+    assert study.explain(caught.value)[0].startswith("1 slice(s) missing: 5 mm between file 2 of 3 and file 3 of 3")
 
 
 # -- python -m monai_unet.data check ---------------------------------------------------------------------------------
