@@ -169,6 +169,8 @@ class Sender:
                 refused.write(json.dumps({**line, "because": str(error)}) + "\n")
 
     def _deliver(self, line: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
         match line["do"]:
             case "run":
                 self._open(line)
@@ -176,6 +178,9 @@ class Sender:
                 self._metrics(line["metrics"])
             case "params":
                 self._params(dict(line["params"]))
+            case "dataset":
+                data = Dataset(line["name"], line["digest"], "local", "{}")
+                self.client.log_inputs(self.run_id, datasets=[DatasetInput(data)])
             case "tag":
                 self.client.set_tag(self.run_id, line["key"], line["value"])
             case "artifact":

@@ -96,15 +96,23 @@ class Spool:
         self, run_id: str, local_path: str, artifact_path: str | None = None, name: str | None = None
     ) -> None:
         """As MlflowClient.log_artifact, under another name if given; the file is copied, and may change afterwards."""
-        copy = self.place(name or Path(local_path).name)
-        shutil.copyfile(local_path, copy)
-        self.send_file(copy, artifact_path)
+        try:
+            copy = self.place(name or Path(local_path).name)
+            shutil.copyfile(local_path, copy)
+        except OSError as error:
+            logger.error("MLflow: a file is lost: %s", error)
+        else:
+            self.send_file(copy, artifact_path)
 
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
         """As MlflowClient.log_text."""
-        place = self.place(artifact_file)
-        place.write_text(text, encoding="utf-8")
-        self.send_file(place)
+        try:
+            place = self.place(artifact_file)
+            place.write_text(text, encoding="utf-8")
+        except OSError as error:
+            logger.error("MLflow: a file is lost: %s", error)
+        else:
+            self.send_file(place)
 
     def send_file(self, place: Path, folder: str | None = None) -> None:
         self.note("artifact", file=str(place.relative_to(self.folder)), folder=folder)
@@ -133,7 +141,9 @@ class Spool:
             try:  # a killed training's workers outlive it for seconds, and the command `send` may be at work
                 lock.acquire(timeout=PATIENCE)
             except Timeout:
-                logger.warning("MLflow: another process is sending %s; waiting for it", self.folder)
+                if not self._away:
+                    logger.warning("MLflow: another process is sending %s; waiting for it", self.folder)
+                self._away = True
                 if self._closing.is_set():
                     return
         try:
@@ -151,14 +161,22 @@ class Spool:
             try:
                 self._sender.send()
                 if self._away:
-                    logger.warning("MLflow: the server is back, and has all that it missed")
-                if first:  # what other runs of this folder could not send
-                    send(self.folder.parent, self._sender.uri, but=self.folder)
-                self._away = first = False
+                    logger.warning("MLflow is reached again, and has all that it missed")
+                self._away = False
             except Exception as error:
                 if not self._away:
                     logger.warning("MLflow cannot be reached; the run is kept in %s: %s", self.folder, error)
                 self._away = True
+            if first and not self._away:
+                first = False
+                self._send_others()
             if last:
                 return
             self._wake.wait(INTERVAL)
+
+    def _send_others(self) -> None:
+        """What earlier runs of this folder could not send."""
+        try:
+            send(self.folder.parent, self._sender.uri, but=self.folder)
+        except Exception as error:
+            logger.warning("MLflow: an earlier run could not be sent: %s", error)

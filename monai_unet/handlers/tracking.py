@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 from urllib.parse import urlsplit
 
 import ignite
@@ -82,15 +81,16 @@ class Tracking(MLFlowHandler):
                 f"MLFLOW_TRACKING_URI is {self.uri!r}; MLflow keeps no runs in plain folders any more. "
                 "Use sqlite:////FOLDER/mlflow.db or a server's address"
             )
-        with mock.patch.dict(os.environ):
-            # MONAI's handler makes a client at once, which for a database connects; this one does not, and is replaced
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        variable = os.environ.pop("MLFLOW_TRACKING_URI", None)
+        try:  # MONAI's handler makes a client at once, which for a database connects: not this one, and it is replaced
             super().__init__(
                 tracking_uri="http://127.0.0.1",
                 experiment_name=experiment_name,
                 output_transform=lambda output: output[0]["loss"],
                 epoch_log=False,
             )
+        finally:
+            os.environ.update({} if variable is None else {"MLFLOW_TRACKING_URI": variable})
         self.client: Any = None
         self.cur_run: Any = None
         self.parameters = dict(parameters)
@@ -129,18 +129,20 @@ class Tracking(MLFlowHandler):
         versions = code_version()
         facts = {name: getattr(engine.state, name) for name in self.default_tracking_params}
         values = {k: public_parameter(v) for k, v in {**self.parameters, **facts, **versions}.items()}
-        data = values.get("dataset", self.experiment_name)
+        data, _, checksum = values.get("dataset", self.experiment_name).partition(" sha256:")
         self.client = self._spool()
         self.client.note(
             "run",
             experiment=self.experiment_name,
-            name=f"{data.partition(' sha256:')[0]} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+            name=f"{data} {time.strftime('%Y-%m-%d %H:%M:%S')}",
             tags={"mlflow.source.git.commit": versions["commit"].rstrip("+")} if "commit" in versions else {},
             time=int(time.time() * 1000),
             uri=public(self.uri),
             resume=self._resumes,
         )
         self.cur_run = SimpleNamespace(info=self.client)  # it has a run_id
+        if checksum:
+            self.client.note("dataset", name=data, digest=checksum[:36])  # no more is allowed
         whole = "{} characters: see parameters.json"
         self._log_params({k: v if len(v) <= LONGEST_PARAMETER else whole.format(len(v)) for k, v in values.items()})
         self.log_text("parameters.json", json.dumps(values, indent=1))

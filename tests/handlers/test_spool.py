@@ -260,6 +260,8 @@ def test_a_full_disk_ends_no_training(tmp_path, caplog):
     with (spool.folder / "journal.jsonl").open("ab", buffering=0) as spool._journal:
         spool._journal.write(b'{"do": "tag", "key": "a", "val')  # as far as there was room
         spool.note("tag", key="b", value="kept")
+    spool.log_artifact("", str(tmp_path / "none.png"))
+    assert "a file is lost: [Errno 2]" in caplog.text
     lines = [line for line, _ in Sender(spool.folder)._lines()]
     assert [line for line in lines if line["do"] != "nothing"] == [{"do": "tag", "key": "b", "value": "kept"}]
 

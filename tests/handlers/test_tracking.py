@@ -136,6 +136,8 @@ def test_each_training_is_a_run_of_its_own(client, experiment):
         assert steps(client, run, "error") == [4], "validated at the trainer's step"
         assert run.data.params["features"] == "[64, 128]"
         assert run.data.params["epoch_length"] == "4"
+        (data,) = [one.dataset for one in run.inputs.dataset_inputs]
+        assert (data.name, data.digest) == ("phantom", "0123")
         assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
         assert run.data.metrics["system/system_memory_usage_megabytes"] > 100
     assert not list(Path("spool").iterdir())
