@@ -19,7 +19,7 @@ import monailabel.endpoints.infer
 import numpy as np
 import torch
 from lib.outlines import annotation, mask_of_xml
-from lib.segmentations import seg_writer
+from lib.segmentations import in_order_of, seg_writer
 from lib.uncertainty import Uncertainty
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -64,6 +64,27 @@ class Infer(BundleInferTask):  # type: ignore[misc]
         if "in_channels" in parser:  # no client can say it, so the weights do
             parser["in_channels"] = served_network(path).in_channels
         return parser
+
+    def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
+        """A series of an archive is read from its slices, with the checks of the bundle's own reader.
+
+        MONAI Label hands over a NIfTI that it has made of them, in which the headers' numbers are rounded.
+        """
+        series = Path(str(data["image"]).removesuffix(".nii.gz"))
+        if series.is_dir() and any(series.glob("*.dcm")):
+            data = {**data, "image": str(series)}
+        return super().run_pre_transforms(data, transforms)
+
+    def run_post_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
+        """The mask in the voxel order of that NIfTI: a client lays it over it without a look at the affine."""
+        data = super().run_post_transforms(data, transforms)
+        series = Path(str(data["image_path"]).removesuffix(".nii.gz"))
+        if self.dimension == 3 and series.is_dir():
+            data["pred"], affine = in_order_of(
+                np.asarray(data["pred"]), data["pred_meta_dict"]["affine"], data["image_path"]
+            )
+            data["pred_meta_dict"]["affine"] = affine
+        return data
 
     @property
     def instances(self) -> bool:
@@ -154,14 +175,16 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """QuPath submits polygons; training needs a mask."""
         super().on_save_label(image_id, label_id)
-        store = self.datastore()
+        store, task = self.datastore(), next(iter(self._infers.values()))
+        if task.dimension != 2:
+            return
         label = Path(store.get_label_uri(label_id, DefaultLabelTag.FINAL))
         if label.suffix != ".xml":
             return
         reader = MicroscopyReader(None)
         shape = reader.get_data(reader.read(store.get_image_uri(image_id)))[0].shape[-2:]
         writer = MicroscopyWriter(output_dtype=np.uint16)
-        writer.set_data_array(mask_of_xml(label, shape, next(iter(self._infers.values())).instances), channel_dim=None)
+        writer.set_data_array(mask_of_xml(label, shape, task.instances), channel_dim=None)
         with tempfile.TemporaryDirectory() as folder:
             writer.write(mask := Path(folder) / f"{image_id}.tif")
             store.save_label(image_id, str(mask), DefaultLabelTag.FINAL, store.get_label_info(label_id, "final"))

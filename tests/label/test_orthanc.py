@@ -20,6 +20,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+from browser import Browser
 from test_label_contract import HIPPOCAMPUS, on_the_command_line
 from test_server import Served, copy_of, free_port, pytestmark, start, stop
 
@@ -154,6 +155,10 @@ def test_the_series_are_listed_and_their_masks_are_those_of_the_command_line(ser
         expected = voxels(pydicom.dcmread(file))
         assert voxels(seg) == expected
         assert all(expected.values()), "both parts are there"
+        handed_out = nib.load(next(served.bundle.parent.glob(f".cache/monailabel/dicom/*/{uid}.nii.gz")))
+        mask = nib.Nifti1Image.from_bytes(served_volume(served, uid))
+        assert mask.shape == handed_out.shape
+        assert np.allclose(mask.affine, handed_out.affine, atol=1e-4)
         assert str(seg.ReferencedSeriesSequence[0].SeriesInstanceUID) == uid
         assert [str(s.SegmentedPropertyTypeCodeSequence[0].CodeValue) for s in seg.SegmentSequence] == ["5366008"] * 2
 
@@ -213,10 +218,20 @@ def test_ohif_shows_the_series_and_the_segmentation(served, archive, uids, tmp_p
         save(served, uids[0], served.infer(uids[0]).content)
     seg = next(seg for seg in archive.segmentations() if all(voxels(seg).values()))
     picture = Path(os.environ.get("MONAI_UNET_PICTURES", tmp_path)) / "ohif.png"
-    address = f"{served.url}/ohif/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}"
-    command = ["chromium", "--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--window-size=1400,900"]
-    command += ["--virtual-time-budget=120000", f"--user-data-dir={tmp_path}/profile", f"--screenshot={picture}"]
-    subprocess.run([*command, f"{address}&initialSeriesInstanceUID={seg.SeriesInstanceUID}"], timeout=600, check=True)
+
+    def text(words: str, tag: str = "*") -> str:
+        has = f"e => e.children.length == 0 && e.textContent.trim() == {words!r}"
+        return f"[...document.querySelectorAll({tag!r})].find({has})"
+
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(f"{served.url}/ohif/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}")
+        browser.click(text("Confirm and Hide"))
+        browser.wait_for("document.querySelector('canvas')")
+        browser.click(text("SEG"), times=2)
+        browser.click(text("Yes"))
+        browser.wait_for(text("Anterior hippocampus"))
+        time.sleep(10)  # nothing on the page tells that it has been drawn
+        browser.picture(picture)
     shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     middle = shown[200:800, 300:1000]
     gray = (np.ptp(middle, axis=-1) < 8) & (middle.max(-1) > 60)

@@ -38,6 +38,16 @@ def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
     return nifti_to_dicom_seg
 
 
+def in_order_of(mask: np.ndarray, affine: Any, file: str) -> tuple[np.ndarray, np.ndarray]:
+    """A mask with its axes in the order and direction of a NIfTI file of the same volume, and the file's affine."""
+    image: Any = nib.load(file)
+    turn = io_orientation(np.linalg.inv(image.affine) @ np.asarray(affine))
+    turned: np.ndarray = apply_orientation(mask, turn)
+    if turned.shape != image.shape[:3]:
+        raise ValueError(f"the mask has {turned.shape} voxels, {file} has {image.shape}")
+    return turned, image.affine
+
+
 def on_grid(label: str, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The voxels of a label file on the grid of ``affine``: flipped and turned, never resampled.
 
