@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from monai.data import DataLoader
@@ -98,7 +98,7 @@ def predict_studies(
         SystemExit: with status 1, at the end, where a study failed.
     """
     again = switch("overwrite", overwrite)
-    dataset = evaluator.data_loader.dataset
+    dataset = cast(DataLoader, evaluator.data_loader).dataset
     evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs errors with their text, which names files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     rows, failures = [], []

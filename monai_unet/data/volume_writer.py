@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ def write_volume(path: str | os.PathLike[str], mask: npt.NDArray[np.uint8], sour
 def _write_nifti(path: Path, mask: npt.NDArray[np.uint8], source: Path) -> None:
     import nibabel as nib
 
-    image = nib.load(source)
+    image: Any = nib.load(source)  # nibabel's own types know the header of no format
     _check(mask, image.shape)
     header = type(image.header)(endianness=image.header.endianness)
     header.set_data_shape(mask.shape)

@@ -87,6 +87,7 @@ def _orientations() -> dict[str, dict[str, Any]]:
     return {**found, "oblique": {"orientation": (turned[0], turned[1]), "step": 0.6}}
 
 
+@pytest.mark.timeout(1200)  # 30 studies
 def test_every_voxel_stays_in_place_in_all_orientations(tmp_path: Path) -> None:
     """24 axis-aligned orientations and an oblique one, anisotropic (0.7 × 0.8 × 2.5 or 0.6 mm), DICOM and NIfTI."""
     orientations = _orientations()
@@ -280,6 +281,7 @@ def test_no_name_leaves_the_input(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_command_ends_with_status_1_and_prints_no_path(tmp_path: Path) -> None:
     """MONAI itself prints the arguments; what a file holds is no argument."""
     nifti(tmp_path / MARK / f"{MARK}1.nii.gz")
@@ -329,6 +331,8 @@ def _real(name: str) -> Path:
     return Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_real_odd_files(tmp_path: Path) -> None:
     """Every file of odd sources gives a SEG without errors, or a failure that says why."""
     root = tmp_path / "in"
