@@ -212,7 +212,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2000)
+@pytest.mark.timeout(3000)
 def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
     if root := os.environ.get("MONAI_UNET_DATA"):
         page = tifffile.imread(Path(root) / "isbi2012" / "ISBI-2012-challenge" / "train-volume.tif", key=27)
@@ -225,6 +225,7 @@ def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "models", "serve", "--model-uri", str(model / "mlflow")]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "1000"
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 1000  # on a busy machine
@@ -240,7 +241,7 @@ def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=100) as answer:
+        with urllib.request.urlopen(request, timeout=1000) as answer:
             predictions = np.array(json.load(answer)["predictions"])
     finally:
         os.killpg(server.pid, signal.SIGTERM)
