@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from mlflow import MlflowClient
+from monai.data import MetaTensor
 
 from monai_unet.data import InputError
 from monai_unet.data.atomic import replacing
@@ -88,3 +90,29 @@ def test_without_mlflow_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ImportError, match=r'pip install "monai_unet\[tracking\]"'):
         Tracking("experiment", {})
+
+
+@pytest.mark.parametrize("limit", [100, 1])
+def test_pictures_outline_each_of_two_touching_cells(limit, tmp_path, monkeypatch):
+    """Along their contact too, one by one or, where they are many, all at once; a probability at one half."""
+    from matplotlib import axes
+
+    from monai_unet.handlers import Pictures, pictures
+
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(axes.Axes, "contour", lambda self, mask, levels, **style: drawn.append(np.asarray(mask)))
+    monkeypatch.setattr(pictures, "ONE_BY_ONE", limit)
+    ids = torch.zeros(1, 20, 30)
+    ids[0, 5:15, 5:15], ids[0, 5:15, 15:25] = 3, 7
+    probability = torch.where(ids > 0, 0.9, 0.1)
+    image = MetaTensor(torch.rand(1, 20, 30), meta={"filename_or_obj": "a.png"})
+    engine = Engine(lambda engine, batch: None)
+    for item, outlines in (({"label": ids, "pred": ids}, 4 if limit > 1 else 2), ({"pred": probability}, 1)):
+        drawn.clear()
+        engine.state.batch, engine.state.output = [{"image": image}], [item]
+        Pictures(tmp_path)(engine)
+        assert len(drawn) == outlines
+        whole = np.sum([mask >= 0.5 for mask in drawn[:2] if limit > 1] or [drawn[0] >= 0.5], axis=0)
+        assert whole[10, 14] == whole[10, 15] == (1 if limit > 1 or outlines == 1 else 0)
+        assert whole[10, 8] == 1
+        assert whole[2, 2] == 0
