@@ -23,6 +23,7 @@ from lib.segmentations import in_order_of, seg_writer
 from lib.uncertainty import Uncertainty
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.tasks.activelearning.epistemic import Epistemic
@@ -167,6 +168,13 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
 
     def init_scoring_methods(self) -> dict[str, Any]:
         return {"uncertainty": Uncertainty(next(iter(self._infers.values())))}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> Any:
+        """The first time an archive is asked for a series, it names a temporary file instead of the one it keeps."""
+        store = datastore or self.datastore()
+        if isinstance(store, DICOMWebDatastore) and not Path(str(request["image"])).exists():
+            store.get_image_uri(request["image"])
+        return super().infer(request, datastore)
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> Any:
         """The overlap-tile inferer takes any size: no need for OpenSlide's tiles, nor for openslide on a TIFF."""

@@ -226,10 +226,10 @@ def test_ohif_shows_the_series_and_the_segmentation(served, archive, uids, tmp_p
     with Browser(tmp_path / "profile") as browser:
         browser.open(f"{served.url}/ohif/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}")
         browser.click(text("Confirm and Hide"))
-        browser.wait_for("document.querySelector('canvas')")
+        browser.wait_for("!!document.querySelector('canvas')")
         browser.click(text("SEG"), times=2)
         browser.click(text("Yes"))
-        browser.wait_for(text("Anterior hippocampus"))
+        browser.wait_for(f"!({text('Yes')})")
         time.sleep(10)  # nothing on the page tells that it has been drawn
         browser.picture(picture)
     shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)
