@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from bundle_driver import cause, driver
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_unet.data import InputError
@@ -24,6 +25,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "cell_segmentation"
+build, run = driver(BUNDLE)
 TINY = {
     "features": [4, 8],
     "tile_size": 100,
@@ -33,34 +35,6 @@ TINY = {
     "validation_items": 1,
     "device": "cpu",
 }
-
-
-def build(config: str, **override) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{config}.yaml"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train" if config == "train" else "infer",
-        bundle_root=str(BUNDLE),
-        **override,
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
-    return workflow
-
-
-def run(config: str, **override) -> ConfigWorkflow:
-    workflow = build(config, **override)
-    workflow.run()
-    return workflow
-
-
-def cause(error: pytest.ExceptionInfo) -> InputError:
-    found: BaseException | None = error.value
-    while found is not None and not isinstance(found, InputError):
-        found = found.__cause__
-    assert isinstance(found, InputError), error.value
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import pytest
 import tifffile
 import torch
 import yaml
+from bundle_driver import cause, driver
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
-from monai_unet.data import InputError
 from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
 
@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "em_membrane_segmentation"
+_, run = driver(BUNDLE)
 TINY = {
     "features": [2, 3, 4],
     "tile_size": 100,
@@ -36,31 +37,6 @@ TINY = {
     "val_interval": 1,
     "device": "cpu",
 }
-
-
-def run(config: str | list[str], **override) -> ConfigWorkflow:
-    files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ([config] if isinstance(config, str) else config)]
-    workflow = ConfigWorkflow(
-        config_file=files,
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train" if "train" in files[0] else "infer",
-        bundle_root=str(BUNDLE),
-        **override,
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
-    workflow.run()
-    return workflow
-
-
-def cause(error: pytest.ExceptionInfo) -> InputError:
-    """MONAI wraps what happens while a config is built; the reason is at the bottom."""
-    found: BaseException | None = error.value
-    while found is not None and not isinstance(found, InputError):
-        found = found.__cause__
-    assert isinstance(found, InputError), error.value
-    return found
 
 
 @pytest.fixture(autouse=True)

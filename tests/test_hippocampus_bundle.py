@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from bundle_driver import cause, driver
+from monai.bundle import ConfigParser
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
+build, run = driver(BUNDLE)
 TINY = {
     "features": [2, 3],
     "tile_size": [12, 14, 10],
@@ -32,34 +33,6 @@ TINY = {
     "device": "cpu",
 }
 PLAIN = {"elastic_sigma": 0, "rotate_range": 0, "scale_range": 0, "flip_prob": 0, "gray_scale": 0, "gray_shift": 0}
-
-
-def build(config: str, **override: Any) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{config}.yaml"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train" if config == "train" else "infer",
-        bundle_root=str(BUNDLE),
-        **override,
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
-    return workflow
-
-
-def run(config: str, **override: Any) -> ConfigWorkflow:
-    workflow = build(config, **override)
-    workflow.run()
-    return workflow
-
-
-def cause(error: pytest.ExceptionInfo) -> InputError:
-    found: BaseException | None = error.value
-    while found is not None and not isinstance(found, InputError):
-        found = found.__cause__
-    assert isinstance(found, InputError), error.value
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""A bundle driven as `python -m monai.bundle run` drives it, within the tests' own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from monai_unet.data import InputError
+
+#: a config's name, or several to merge; and the keys to override
+Driver = Callable[..., ConfigWorkflow]
+
+
+def driver(bundle: Path) -> tuple[Driver, Driver]:
+    """``build``, which checks the bundle's properties too, and ``run``."""
+    return partial(_build, bundle), partial(_run, bundle)
+
+
+def _build(bundle: Path, config: str | list[str], **override: Any) -> ConfigWorkflow:
+    names = [config] if isinstance(config, str) else config
+    workflow = ConfigWorkflow(
+        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in names],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if names[0] == "train" else "infer",
+        bundle_root=str(bundle),
+        **override,
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+    return workflow
+
+
+def _run(bundle: Path, config: str | list[str], **override: Any) -> ConfigWorkflow:
+    workflow = _build(bundle, config, **override)
+    workflow.run()
+    return workflow
+
+
+def cause(error: pytest.ExceptionInfo) -> InputError:
+    """MONAI wraps what happens while a config is built; the reason is at the bottom."""
+    found: BaseException | None = error.value
+    while found is not None and not isinstance(found, InputError):
+        found = found.__cause__
+    assert isinstance(found, InputError), error.value
+    return found
