@@ -11,7 +11,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'Python 3.10 or newer is needed')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[microscopy,dicom,volumes,tracking,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[microscopy,dicom,volumes,large,tracking,dev]'
 	touch $@
 
 demo: setup

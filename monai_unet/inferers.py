@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import permutations, product
 from typing import Any
 
@@ -15,7 +17,17 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
+from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
+
 __all__ = ["OverlapTileInferer", "TileInferer"]
+
+#: output voxels per axis of the paper's tiles (2-D: Fig. 1; 3-D: the 3-D paper's first two axes)
+PAPER = {2: 388, 3: 44}
+#: of the memory that is free, what a pass may take: a CPU without memory is no error but a killed process
+SHARE = {"cuda": 0.9, "cpu": 0.5}
+#: what a pass takes of memory, over its activations, where it cannot be measured
+OVERHEAD = 2.0
 
 
 class TileInferer(SimpleInferer):
@@ -48,8 +60,9 @@ class OverlapTileInferer(Inferer):
 
     Args:
         tile_size: **output** voxels per axis, one number or one per axis; 388 is the paper's 572² tile. None takes
-            388 in 2-D and 44 in 3-D. A size that the network cannot give is rounded up, with a warning; a tile is
-            never larger than the image needs.
+            the tile that costs least in the memory at hand (`plan`); 388 in 2-D and 44 in 3-D where the memory or the
+            network's layers are not known. A size that the network cannot give is rounded up, with a warning; a tile
+            is never larger than the image needs. After a lack of memory a tile is halved, with a warning.
         sw_batch_size: tiles per forward pass.
         padding_mode: "reflect" mirrors about the edge voxel, as the paper does; "replicate" repeats it.
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
@@ -62,6 +75,8 @@ class OverlapTileInferer(Inferer):
             CPU and tiles on the GPU, the GPU's memory does not grow with the image.
         amp: autocast to bfloat16 on the tiles' device.
         progress: show a progress bar.
+        memory: GiB that a pass may take where ``tile_size`` is None; None for half of what is free on a CPU and 0.9
+            of it on a GPU.
     """
 
     def __init__(
@@ -76,6 +91,7 @@ class OverlapTileInferer(Inferer):
         device: torch.device | str | None = None,
         amp: bool | str = False,
         progress: bool = False,
+        memory: float | None = None,
     ) -> None:
         super().__init__()
         if padding_mode not in ("reflect", "replicate"):
@@ -84,6 +100,8 @@ class OverlapTileInferer(Inferer):
             raise ValueError(f'averaging is {averaging!r}; it must be "none", "mirror" or "all"')
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size is {sw_batch_size}; it must be at least 1")
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory is {memory} GiB; it must be more than 0, or None for what is free")
         self.tile_size = tile_size
         self.sw_batch_size = sw_batch_size
         self.padding_mode = padding_mode
@@ -94,6 +112,9 @@ class OverlapTileInferer(Inferer):
         self.device = device
         self.infer = TileInferer(amp)
         self.progress = progress
+        self.memory = memory
+        self._limit: int | None = None  # a larger tile has found no memory
+        self._overheads: dict[Any, float] = {}
 
     def __call__(
         self,
@@ -136,46 +157,133 @@ class OverlapTileInferer(Inferer):
             return out
         return convert_to_dst_type(result, inputs)[0] if isinstance(inputs, MetaTensor) else result
 
+    def plan(self, shape: Sequence[int], network: Callable[..., Tensor], out: Tensor | None = None) -> TilePlan:
+        """How an image of ``shape`` (B, C, *spatial) is going to be cut: tiles, wasted computation, memory.
+
+        ``print(inferer.plan(image.shape, network))`` tells it in a line. Where ``tile_size`` is None, the first image
+        that may need several tiles has the memory of one pass measured on a tile of the paper; the same free memory
+        and measurement give the same plan.
+
+        Args:
+            shape: with one spatial axis more than the network has, of a stack that is segmented page by page.
+            network: as for ``__call__``.
+            out: where the result goes, if given; else room for it is set aside.
+
+        Raises:
+            ValueError: as ``__call__``.
+        """
+        core = _unwrapped(network)
+        dims = getattr(core, "spatial_dims", len(shape) - 2)
+        pages = math.prod(shape[2:-dims])
+        return self._plan(shape[0] * pages, tuple(shape[-dims:]), network, core, out)
+
+    def logits(self, windows: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The network's (averaged) output for ready-made windows; in smaller pieces where the memory does not suffice.
+
+        Args:
+            windows: (B, C, *spatial), tiles with their margin, as `window` gives them; moved to ``sw_device``.
+            network: as for ``__call__``.
+
+        Returns:
+            (B, K, *tile), smaller by twice the margin.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError or RuntimeError: not even the smallest tile fits.
+        """
+        core = _unwrapped(network)
+        margin, multiple = self._told("margin", core), self._told("multiple", core)
+        windows = windows.to(self.sw_device or windows.device)
+        tile = [n - 2 * margin for n in windows.shape[2:]]
+        if self._limit is None or max(tile) <= self._limit:
+            try:
+                return self._averaged(network, windows, args, kwargs)
+            except Exception as error:
+                if not out_of_memory(error) or max(tile) < 2 * multiple:
+                    raise
+                problem = str(error).partition("\n")[0]  # not the error: its traceback holds what filled the memory
+            self._limit = max(max(tile) // 2, multiple)
+            warnings.warn(
+                f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {self._limit}", stacklevel=3
+            )
+            if windows.device.type == "cuda":
+                torch.cuda.empty_cache()
+        # pieces lie at multiples as tiles do, and differ from the tile by multiples: so the last ends with the tile
+        pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]
+        pieces = [min(t, max(p, t % multiple + multiple)) for p, t in zip(pieces, tile, strict=True)]
+        starts = [[*range(0, t - p, p // multiple * multiple), t - p] for t, p in zip(tile, pieces, strict=True)]
+        whole: Tensor | None = None
+        for place in product(*starts):
+            box = [slice(s, s + p + 2 * margin) for s, p in zip(place, pieces, strict=True)]
+            part = self.logits(_boxed(windows, box), network, *args, **kwargs)
+            if whole is None:
+                whole = part.new_empty((*part.shape[:2], *tile))
+            _boxed(whole, [slice(s, s + p) for s, p in zip(place, pieces, strict=True)]).copy_(part)
+        assert whole is not None
+        return whole
+
+    def window(self, read: Callable[[tuple[slice, ...]], Tensor], place: Sequence[int], plan: TilePlan) -> Tensor:
+        """The input of the tile at ``place``, mirrored where it reaches beyond the image.
+
+        Args:
+            read: gives the image's voxels (1, C, *spatial) in a box; called once, for no more than is needed.
+            place: first output voxel per axis, one of ``plan.places()``.
+
+        Returns:
+            (1, C, *spatial), the tile with its margin.
+        """
+        box, indices = [], []
+        for n, start, t in zip(plan.size, place, plan.tile, strict=True):
+            index = torch.arange(start - plan.margin, start + t + plan.margin)
+            index = _mirror(index, n) if self.padding_mode == "reflect" else index.clamp(0, n - 1)
+            low, high = int(index.min()), int(index.max())
+            box.append(slice(low, high + 1))
+            indices.append(index - low)
+        x = read(tuple(box))
+        for axis, index in enumerate(indices, start=2):
+            if x.shape[axis] != len(index):  # an axis wholly inside the image is as it should be
+                x = x.index_select(axis, index.to(x.device))
+        return x
+
     def _tiles(
         self, x: Tensor, network: Callable[..., Tensor], core: Any, args: Any, kwargs: Any, out: Tensor | None
     ) -> Tensor:
-        size = x.shape[2:]
-        margin = self._told("margin", core)
-        tile, stride = self._plan(size, core)
-        starts = [
-            range(0, max(n - t, 0) + s, s)  # the last tile may reach beyond the image, and is cropped
-            for n, t, s in zip(size, tile, stride, strict=True)
-        ]
-        places = [(b, place) for b in range(x.shape[0]) for place in product(*starts)]
-        sw_device = torch.device(self.sw_device or x.device)
+        plan = self._plan(x.shape[0], x.shape[2:], network, core, out)
+        places = [(b, place) for b in range(x.shape[0]) for place in plan.places()]
         for first in tqdm(range(0, len(places), self.sw_batch_size), disable=not self.progress, desc="tiles"):
             group = places[first : first + self.sw_batch_size]
-            windows = torch.cat([self._window(x[b : b + 1], place, tile, margin) for b, place in group])
-            prediction = self._averaged(network, windows.to(sw_device), args, kwargs)
-            if prediction.shape[2:] != torch.Size(tile):
+            windows = torch.cat([self.window(partial(_boxed, x[b : b + 1]), place, plan) for b, place in group])
+            prediction = self.logits(windows, network, *args, **kwargs)
+            if prediction.shape[2:] != torch.Size(plan.tile):
                 raise ValueError(
                     f"the network gave {tuple(prediction.shape[2:])} for an input of {tuple(windows.shape[2:])}; "
-                    f"with a margin of {margin} it must give {tuple(tile)}"
+                    f"with a margin of {plan.margin} it must give {plan.tile}"
                 )
             if out is None:
                 dtype = torch.promote_types(prediction.dtype, torch.float32)
-                shape = (x.shape[0], prediction.shape[1], *size)
+                shape = (x.shape[0], prediction.shape[1], *plan.size)
                 out = torch.empty(shape, dtype=dtype, device=self.device or x.device)
             for (b, place), piece in zip(group, prediction, strict=True):
                 target = out[b]
-                for axis, (start, n, t) in enumerate(zip(place, size, tile, strict=True), start=1):
+                for axis, (start, n, t) in enumerate(zip(place, plan.size, plan.tile, strict=True), start=1):
                     target = target.narrow(axis, start, min(t, n - start))
                     piece = piece.narrow(axis, 0, min(t, n - start))
                 target.copy_(piece)
         assert out is not None  # _plan refuses inputs without a voxel
         return out
 
-    def _plan(self, size: torch.Size, core: Any) -> tuple[list[int], list[int]]:
-        """Output size of a tile and the step between tiles, per axis."""
+    def _plan(
+        self, images: int, size: Sequence[int], network: Callable[..., Tensor], core: Any, out: Tensor | None
+    ) -> TilePlan:
         if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"the inputs' spatial size is {tuple(size)}; it must be 2-D or 3-D, each axis at least 1")
-        multiple = self._told("multiple", core)
-        asked = ensure_tuple_rep({2: 388, 3: 44}[len(size)] if self.tile_size is None else self.tile_size, len(size))
+        margin, multiple = self._told("margin", core), self._told("multiple", core)
+        countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "input_size"))
+        if self.tile_size is None and countable:
+            reserved = 0 if out is not None else images * core.out_channels * math.prod(size) * 4
+            chosen = self._chosen(size, network, core, reserved)
+            if chosen is not None:
+                return chosen
+        asked = ensure_tuple_rep(PAPER[len(size)] if self.tile_size is None else self.tile_size, len(size))
         tile = []
         for n, t in zip(size, asked, strict=True):
             if t < 1:
@@ -190,7 +298,53 @@ class OverlapTileInferer(Inferer):
             elif t < multiple:
                 raise ValueError(f"tile_size is {t}; tiles advance by multiples of {multiple}, so use at least that")
             tile.append(t)
-        return tile, [t // multiple * multiple for t in tile]
+        counted = self._counted(core, tile) if countable else None
+        return TilePlan(tuple(size), tuple(tile), margin, multiple, counted)
+
+    def _chosen(self, size: Sequence[int], network: Callable[..., Tensor], core: Any, reserved: int) -> TilePlan | None:
+        """The plan of the tile that costs least; None where the memory at hand is not known."""
+        weights = next(core.parameters())
+        device = torch.device(self.sw_device or weights.device)
+        if self.memory is not None:
+            free = int(self.memory * 2**30)
+        else:
+            at_hand = available_bytes(device)
+            if at_hand is None:
+                return None
+            beside = reserved if torch.device(self.device or device).type == device.type else 0
+            free = int(SHARE[device.type] * max(at_hand - beside, 0))
+        whole = [core.output_size(core.input_size(max(n, core.multiple))) for n in size]
+        overhead = OVERHEAD
+        if 2 * OVERHEAD * self._counted(core, whole) > free:  # else the image passes at once, without measuring
+            overhead = self._overhead(network, core, weights)
+        tile = choose_tile(size, core, lambda t: int(overhead * self._counted(core, t)), free)
+        taken = int(overhead * self._counted(core, tile))
+        return TilePlan(tuple(size), tile, core.margin, core.multiple, taken, free)
+
+    def _counted(self, core: Any, tile: Sequence[int]) -> int:
+        """Bytes of the activations of a pass, before what the convolutions need beside them."""
+        itemsize = 2 if self.infer.amp else next(core.parameters()).itemsize
+        averaged = 0 if self.averaging == "none" else 2 * self.sw_batch_size * core.out_channels * math.prod(tile) * 4
+        return pass_bytes(core, tile, self.sw_batch_size, itemsize) + averaged
+
+    def _overhead(self, network: Callable[..., Tensor], core: Any, weights: Tensor) -> float:
+        """What a pass takes of memory over what is counted, measured once on the paper's tile; in quarters, so that
+        the choice does not hang on the measurement's noise."""
+        device = torch.device(self.sw_device or weights.device)
+        key = (core.features, core.spatial_dims, weights.dtype, device, self.infer.amp, self.sw_batch_size)
+        if key not in self._overheads:
+            t = core.output_size(core.input_size(PAPER[core.spatial_dims]))
+            tile = (t,) * core.spatial_dims
+            shape = (self.sw_batch_size, core.in_channels, *(n + 2 * core.margin for n in tile))
+
+            def work() -> None:
+                with torch.no_grad():
+                    self._averaged(network, torch.zeros(shape, dtype=weights.dtype, device=device), (), {})
+
+            measured = measured_bytes(work, device)
+            ratio = OVERHEAD if measured is None else measured / self._counted(core, tile)
+            self._overheads[key] = max(1.25, math.ceil(4 * ratio) / 4)
+        return self._overheads[key]
 
     def _told(self, name: str, core: Any) -> int:
         told = getattr(self, name)
@@ -201,21 +355,6 @@ class OverlapTileInferer(Inferer):
                 f"{type(core).__name__} does not tell its {name}; give it as OverlapTileInferer({name}=...)"
             )
         return int(told)
-
-    def _window(self, x: Tensor, place: Sequence[int], tile: Sequence[int], margin: int) -> Tensor:
-        """The tile's input, mirrored where it reaches beyond the image; only its own voxels are read."""
-        indices = []
-        for axis, (start, t) in enumerate(zip(place, tile, strict=True), start=2):
-            n = x.shape[axis]
-            index = torch.arange(start - margin, start + t + margin, device=x.device)
-            index = _mirror(index, n) if self.padding_mode == "reflect" else index.clamp(0, n - 1)
-            low, high = int(index.min()), int(index.max())
-            x = x.narrow(axis, low, high - low + 1)
-            indices.append(index - low)
-        for axis, index in enumerate(indices, start=2):
-            if x.shape[axis] != len(index):  # an axis wholly inside the image is as it should be
-                x = x.index_select(axis, index)
-        return x
 
     def _averaged(self, network: Callable[..., Tensor], x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Mean over the symmetries g of g⁻¹(network(g x)): a function of the tile as good as the network itself."""
@@ -232,6 +371,10 @@ class OverlapTileInferer(Inferer):
             back = [order.index(a) + 2 for a in axes]
             total = total.to(y.device) + y.permute(0, 1, *back).to(torch.promote_types(y.dtype, torch.float32))
         return total / (len(orders) * len(flips))
+
+
+def _boxed(x: Tensor, box: Sequence[slice]) -> Tensor:
+    return x[(slice(None), slice(None), *box)]
 
 
 def _mirror(index: Tensor, n: int) -> Tensor:

@@ -7,17 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 
 from monai_unet.data.seeding import SeededSampler
-from monai_unet.handlers.memory import available_bytes, largest_tile
+from monai_unet.handlers.memory import largest_tile
+from monai_unet.memory import available_bytes, out_of_memory
 from monai_unet.networks import ValidUNet
 
 __all__ = ["Guards"]
 
-#: how torch's allocator and its oneDNN say that there is no memory, and gloo that a process is gone
-NO_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+#: how gloo says that a process is gone
 NO_PEER = ("Connection closed by peer", "Connection reset by peer")
 
 
@@ -65,7 +64,7 @@ class Guards:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"{error.strerror}; make room, then continue with --resume true"
             return OSError(error.errno, text, error.filename)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _says(error, NO_MEMORY):
+        if out_of_memory(error):
             return RuntimeError(self._advice(engine))
         if _says(error, NO_PEER):
             return RuntimeError(f"another process of this training has died ({error}); --resume true continues")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +11,7 @@ from torch.func import functional_call
 
 from monai_unet.networks import ValidUNet
 
-__all__ = ["available_bytes", "largest_tile", "step_bytes"]
+__all__ = ["largest_tile", "step_bytes"]
 
 #: a step needs more than what it keeps for the backward pass: gradients, the convolutions' scratch space. Measured on
 #: the CPU: 1.2 in 2-D, 1.7 in 3-D
@@ -38,23 +35,6 @@ def step_bytes(network: ValidUNet, shape: Sequence[int]) -> int:
         output = functional_call(network, state, torch.empty(tuple(shape), device="meta"))
     del output
     return int(OVERHEAD * sum(size for storage, size in kept.items() if storage not in weights))
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free for this process on the device; None where that cannot be known."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or sys.platform != "linux":
-        return None
-    import resource
-
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = [int(found[1]) << 10] if found else []
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
-    return min(free, default=None)
 
 
 def largest_tile(network: ValidUNet, shape: Sequence[int], available: int | None) -> tuple[int, ...] | None:

@@ -1,0 +1,77 @@
+"""Memory: what is free on a device, what a piece of work takes there, and how torch says that there is none left."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ["available_bytes", "measured_bytes", "out_of_memory"]
+
+#: how torch's allocator and its oneDNN say that there is no memory
+NO_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free for this process on the device; None where that cannot be known."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    import resource
+
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free = [int(found[1]) << 10] if found else []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    free += _left_to_container()
+    return min(free, default=None)
+
+
+def measured_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """The most memory that ``work`` takes beyond what is taken before it; None where that cannot be measured."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    work()
+    return _resident("VmHWM") - before
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) << 10 if found else 0
+
+
+def _left_to_container() -> list[int]:
+    """What the control group (a container, a batch job) leaves, where it has a limit; its file cache counts as free."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        folder = CGROUP / own if (CGROUP / own / "memory.max").exists() else CGROUP
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return []
+        cache = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+        used = int((folder / "memory.current").read_text()) - (int(cache[1]) if cache else 0)
+        return [max(int(limit) - used, 0)]
+    except (OSError, ValueError):
+        return []
