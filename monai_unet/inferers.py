@@ -192,20 +192,20 @@ class OverlapTileInferer(Inferer):
         """
         core = _unwrapped(network)
         margin, multiple = self._told("margin", core), self._told("multiple", core)
-        windows = windows.to(self.sw_device or windows.device)
+        device = torch.device(self.sw_device or windows.device)
         tile = [n - 2 * margin for n in windows.shape[2:]]
         if self._limit is None or max(tile) <= self._limit:
             try:
-                return self._averaged(network, windows, args, kwargs)
+                return self._averaged(network, windows.to(device), args, kwargs)
             except Exception as error:
-                if not out_of_memory(error) or max(tile) < 2 * multiple:
+                if not out_of_memory(error) or max(tile) <= 2 * multiple:
                     raise
                 problem = str(error).partition("\n")[0]  # not the error: its traceback holds what filled the memory
-            self._limit = max(max(tile) // 2, multiple)
+            self._limit = max(max(tile) // 2, 2 * multiple)  # a piece that can be shifted is smaller than that
             warnings.warn(
                 f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {self._limit}", stacklevel=3
             )
-            if windows.device.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
         # pieces lie at multiples as tiles do, and differ from the tile by multiples: so the last ends with the tile
         pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]

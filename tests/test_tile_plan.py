@@ -233,6 +233,15 @@ def test_halved_more_than_once_and_in_3d():
         torch.testing.assert_close(y, OverlapTileInferer(26)(x, network), atol=1e-5, rtol=1e-5)
 
 
+def test_halved_down_to_the_smallest_piece():
+    x = torch.rand(1, 1, 100, 60)
+    small = Small(PAPER, 205**2, MemoryError("none"))  # 20 + 2 · 92 passes, 36 does not
+    with torch.no_grad(), pytest.warns(UserWarning, match="halved to (50|32)$"):
+        y = OverlapTileInferer(100)(x, small)
+    with torch.no_grad():
+        torch.testing.assert_close(y, OverlapTileInferer(100)(x, PAPER), atol=1e-5, rtol=1e-5)
+
+
 def test_what_cannot_be_halved_is_raised():
     x = torch.rand(1, 1, 60, 60)
     with pytest.warns(UserWarning, match="halved"), pytest.raises(MemoryError, match="none at all"), torch.no_grad():
