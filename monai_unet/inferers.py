@@ -210,7 +210,8 @@ class OverlapTileInferer(Inferer):
         # pieces lie at multiples as tiles do, and differ from the tile by multiples: so the last ends with the tile
         pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]
         pieces = [min(t, max(p, t % multiple + multiple)) for p, t in zip(pieces, tile, strict=True)]
-        starts = [[*range(0, t - p, p // multiple * multiple), t - p] for t, p in zip(tile, pieces, strict=True)]
+        steps = [max(p // multiple, 1) * multiple for p in pieces]
+        starts = [[*range(0, t - p, s), t - p] for t, p, s in zip(tile, pieces, steps, strict=True)]
         whole: Tensor | None = None
         for place in product(*starts):
             box = [slice(s, s + p + 2 * margin) for s, p in zip(place, pieces, strict=True)]
