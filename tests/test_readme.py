@@ -6,6 +6,7 @@ README fetches is prepared from MONAI_UNET_DATA where that is set, and is a phan
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bright_network import save_bright_network
 from PIL import Image
 
 from monai_unet.datasets import prepare
@@ -37,7 +39,13 @@ def test_every_block_runs(tmp_path):
             page = np.asarray(Image.open(phantom / f"train-{kind}-{i:02d}.png"))
             Image.fromarray(page[:128, :120]).save(tmp_path / "my" / folder / f"{i}.png")
     model = tmp_path / "first_model"
+    organs = prepare("organ_phantom", output=tmp_path / "organs").parent
+    first = json.loads((organs / "dataset.json").read_text())["test"][0]["image"]
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "case.nii.gz").symlink_to(organs / first)
+    save_bright_network(tmp_path / "volumes.pt", 3, 1, 3)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment["XDG_CONFIG_HOME"] = str(tmp_path)  # pseudonyms
     for language, code in BLOCKS:
         if language == "python":
             command = [sys.executable, "-c", code]
@@ -48,6 +56,8 @@ def test_every_block_runs(tmp_path):
                 command[command.index("isbi2012")] = "em_phantom"
             if "train.yaml" in line:
                 command += TINY
+            if "hippocampus" in line:
+                command += ["--ckpt_path", str(tmp_path / "volumes.pt")]
             # the bundle's own models/ is not the place for a test's network
             if "evaluate.yaml" in line:
                 command += ["--ckpt_path", str(model / "model.pt"), "--output_dir", str(tmp_path / "eval")]
@@ -60,6 +70,7 @@ def test_every_block_runs(tmp_path):
             for expected in re.findall(r"print\(.*\)  # (.*)", code):
                 assert expected in done.stdout
     assert len(list((tmp_path / "my" / "predictions").glob("*_label.tif"))) == 5
+    assert len(list((tmp_path / "results").glob("*_seg.nii.gz"))) == 1
 
 
 def test_no_link_is_dead():
