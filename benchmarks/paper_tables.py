@@ -57,7 +57,7 @@ TABLES: dict[str, dict[str, Any]] = {
             "best before the paper": (0.46,),
             "best known (CALT-US, board of 2024)": (0.887,),
         },
-        "protocol": "trained on sequence 01 up to frame 034 (that one chooses the checkpoint), scored on its 039, 054 and 067",
+        "protocol": "trained on sequence 01 up to frame 034 (which chooses the checkpoint), scored on 039, 054, 067",
     },
     "u373": {
         "card": "phc_c2dh_u373",
@@ -69,7 +69,7 @@ TABLES: dict[str, dict[str, Any]] = {
             "best before the paper": (0.83,),
             "best known (CALT-US, board of 2024)": (0.931,),
         },
-        "protocol": "trained on the first 10 gold frames of sequence 01 (the tenth chooses the checkpoint), scored on 5 others",
+        "protocol": "trained on 10 gold frames of sequence 01 (the last chooses the checkpoint), scored on the 5 after",
     },
 }
 
