@@ -1,6 +1,6 @@
 """What the benchmarks share: ours and the peers timed in turn, summarised, and kept as JSON with versions and hardware.
 
-Times taken in turn share what the machine does meanwhile; the order rotates, so that nobody always comes after the same.
+Times taken in turn share what the machine does meanwhile; each round starts with another, so that none is always first.
 """
 
 from __future__ import annotations
