@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,13 @@ from monai_unet.inferers import OverlapTileInferer
 from monai_unet.large_instances import label_blocks
 from monai_unet.networks import ValidUNet
 from monai_unet.tile_plan import TilePlan
+from monai_unet.workers import each
 
 __all__ = ["predict_large_image"]
 
 logger = logging.getLogger(__name__)
+#: tiles that a worker is given at once: it reads the next one while it computes
+TASK = 4
 
 
 def predict_large_image(
@@ -44,6 +48,7 @@ def predict_large_image(
     label: Callable[[np.ndarray], np.ndarray] | None = None,
     reach: int = 512,
     level: int = 0,
+    scheduler: str | None = None,
 ) -> Path:
     """Segment an image of any size on disk; run again after it was stopped or killed, it goes on.
 
@@ -66,6 +71,9 @@ def predict_large_image(
         label: foreground (1, *spatial) → ids (1, *spatial), such as `LabelInstances`.
         reach: voxels beyond a block that ``label`` sees, see `label_blocks`.
         level: of the input's pyramid.
+        scheduler: address of a Dask scheduler whose workers do it, see `monai_unet.workers`; they see ``path`` and
+            ``output`` under the same names. The tiles are planned here, so give ``inferer`` what a worker has. The
+            result is that of one process.
 
     Returns:
         The output.
@@ -83,9 +91,15 @@ def predict_large_image(
         if record["finished"]:
             logger.info("%s is there already", output)
             return output
-        _predict(group, image, network, inferer, plan, record)
+        predict = partial(
+            _predict, path=image.path.absolute(), level=level, output=output.absolute(), inferer=inferer, plan=plan
+        )
+        tiles = list(zip(np.ndindex(plan.grid), plan.places(), strict=True))
+        groups = [tiles] if scheduler is None else [tiles[i : i + TASK] for i in range(0, len(tiles), TASK)]
+        each(predict, groups, scheduler, "tiles", network=network, record=record)
         if label is not None:
-            label_blocks(group["labels/classes/0"], group["labels/instances/0"], group["progress"], label, reach)
+            classes, instances = group["labels/classes/0"], group["labels/instances/0"]
+            label_blocks(classes, instances, group["progress"], label, reach, scheduler)
         _pyramid(group, image, _mean, "c")
         for name in group["labels"]:
             _pyramid(group["labels"][name], image, _nearest, "")
@@ -99,11 +113,20 @@ def predict_large_image(
 
 
 def _predict(
-    group: Any, image: LargeImage, network: Any, inferer: OverlapTileInferer, plan: TilePlan, record: Any
+    tiles: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    network: Any,
+    record: dict[str, Any],
+    path: Path,
+    level: int,
+    output: Path,
+    inferer: OverlapTileInferer,
+    plan: TilePlan,
 ) -> None:
-    """Segment the tiles that are not done; the next one is read and the last one written meanwhile."""
-    done, places = group["progress/tiles"], list(plan.places())
-    left = [(index, place) for index, place in zip(np.ndindex(plan.grid), places, strict=True) if not done[index]]
+    """Segment those tiles that are not done; the next one is read and the last one written meanwhile."""
+    image = open_large_image(path, network.in_channels, network.spatial_dims, level)
+    group = importlib.import_module("zarr").open_group(output, mode="r+")
+    done = group["progress/tiles"]
+    left = [(index, place) for index, place in tiles if not done[index]]
     device = inferer.sw_device or next(network.parameters()).device
 
     def read(item: tuple[Any, tuple[int, ...]]) -> torch.Tensor:
@@ -121,7 +144,7 @@ def _predict(
 
     with torch.inference_mode():
         for item, window, written in tqdm(
-            _overlapped(left, read, write), total=len(left), desc="tiles", disable=not inferer.progress
+            _overlapped(left, read, write), total=len(left), desc="tiles", disable=None if inferer.progress else True
         ):
             owned = plan.owned(item[1])
             logits = inferer.logits(window.to(device), network)[0]

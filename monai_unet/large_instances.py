@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
+
+from monai_unet.workers import each
 
 __all__ = ["label_blocks"]
 
@@ -22,7 +24,12 @@ BLOCK = {2: 2048, 3: 128}
 
 
 def label_blocks(
-    classes: Any, instances: Any, progress: Any, label: Callable[[np.ndarray], np.ndarray], reach: int
+    classes: Any,
+    instances: Any,
+    progress: Any,
+    label: Callable[[np.ndarray], np.ndarray],
+    reach: int,
+    scheduler: str | None = None,
 ) -> int:
     """Label the foreground of ``classes`` into ``instances``, both zarr arrays of the same shape and chunks.
 
@@ -41,6 +48,7 @@ def label_blocks(
         progress: zarr group for what is done and for the blocks' own names; what is there is not done again.
         label: foreground (1, *spatial), uint8 → ids (1, *spatial).
         reach: voxels beyond the block.
+        scheduler: address of a Dask scheduler whose workers label the blocks.
 
     Returns:
         n.
@@ -59,14 +67,11 @@ def label_blocks(
         progress.create_array("relabelled", shape=grid, chunks=(1,) * dims, **shared)
         progress.create_array("counts", shape=grid, chunks=(1,) * dims, **shared)  # names + 1, 0 before
     places = list(np.ndindex(grid))
-    for index in tqdm([i for i in places if not progress["counts"][i]], desc="instances"):
-        _label(index, block, classes, progress, label, reach)
+    work = partial(_label, block=block, classes=classes, progress=progress, label=label, reach=reach)
+    each(work, [place for place in places if not progress["counts"][place]], scheduler, "instances")
     ids = _joined(block, progress)
-    for index, own in zip(tqdm(places, desc="ids"), ids, strict=True):
-        if not progress["relabelled"][index]:
-            box = _box(index, block, size)
-            instances[box] = own[progress["names"][box]]
-            progress["relabelled"][index] = 1
+    left = [(place, own) for place, own in zip(places, ids, strict=True) if not progress["relabelled"][place]]
+    each(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
     return max(int(own.max()) for own in ids)
 
 
@@ -95,6 +100,14 @@ def _label(index: tuple[int, ...], block: tuple[int, ...], classes: Any, progres
     name = f"beyond{'.'.join(map(str, index))}"
     progress.create_array(name, data=pairs.astype(np.int64), overwrite=True)
     progress["counts"][index] = len(found)
+
+
+def _relabel(item: tuple[tuple[int, ...], np.ndarray], block: tuple[int, ...], instances: Any, progress: Any) -> None:
+    """The block's names replaced by their ids."""
+    index, ids = item
+    box = _box(index, block, instances.shape)
+    instances[box] = ids[progress["names"][box]]
+    progress["relabelled"][index] = 1
 
 
 def _joined(block: tuple[int, ...], progress: Any) -> list[np.ndarray]:

@@ -1,0 +1,179 @@
+"""Inference beside MONAI's inferers: as fast as the one pass over the whole image, and without seams.
+
+    python -m benchmarks.inference [--size 1000] [--width 32] [--rounds 5]
+
+The same weights twice: as `ValidUNet`, and padded as most U-Nets are, for MONAI's `SlidingWindowInferer`. Each way is
+set beside one pass over the whole image by its own network, which is the limit of its speed and, to rounding, what a
+result without seams is. Timed in bfloat16 where the hardware has it; the seams are measured in float32. The targets: at
+least 0.9 of the limit where the image fits, 1.5 times MONAI's inferer at an overlap of 0.5, seams of rounding only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from monai.apps.pathology.inferers import SlidingWindowHoVerNetInferer
+from monai.inferers import SlidingWindowInferer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.peers import alternately, markdown, record
+from monai_unet.inferers import OverlapTileInferer, TileInferer
+from monai_unet.memory import measured_bytes
+from monai_unet.networks import ValidUNet
+
+WINDOW = 572  # Fig. 1
+LIMIT, PADDED_LIMIT = "one pass (the limit)", "one pass, padded network"
+HALF = "SlidingWindowInferer, overlap 0.5"
+
+
+class Counted(nn.Module):
+    """The network in bfloat16 where asked, with the pixels it is given counted."""
+
+    def __init__(self, network: nn.Module, amp: bool) -> None:
+        super().__init__()
+        self.module, self.infer, self.pixels = network, TileInferer(amp), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.pixels += x.shape[0] * x.shape[-1] * x.shape[-2]
+        return self.infer(x, self.module)
+
+
+def padded(network: ValidUNet) -> nn.Module:
+    """The same weights with padded convolutions: the output is as large as the input, a multiple of 16."""
+    same = copy.deepcopy(network)
+    for module in same.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.padding = (1, 1)
+    same.output_size = lambda n: n  # type: ignore[method-assign]
+    return same
+
+
+def ways(image: Tensor, network: ValidUNet, amp: bool) -> dict[str, tuple[str, Callable[[], Tensor], Counted]]:
+    """Name → (name of its limit, what is timed, what counts)."""
+    valid, same = Counted(network, amp), Counted(padded(network), amp)
+    n, margin = image.shape[-1], network.margin
+    whole, tile = network.output_size(network.input_size(n)), network.output_size(WINDOW)
+    mirrored = [margin, whole - n + margin] * 2
+    beyond = [0, -n % network.multiple] * 2
+
+    def windows(**options: Any) -> Callable[[], Tensor]:
+        size = WINDOW // network.multiple * network.multiple
+        return partial(SlidingWindowInferer(size, padding_mode="reflect", **options), image, same)
+
+    hover = SlidingWindowHoVerNetInferer(
+        WINDOW, overlap=1 - tile / WINDOW, padding_mode="reflect", extra_input_padding=(margin,) * 4
+    )
+    return {
+        LIMIT: (LIMIT, lambda: valid(functional.pad(image, mirrored, "reflect"))[..., :n, :n], valid),
+        "OverlapTileInferer, planned": (LIMIT, partial(OverlapTileInferer(amp=amp), image, valid), valid),
+        "OverlapTileInferer, 388 (Fig. 2)": (LIMIT, partial(OverlapTileInferer(tile, amp=amp), image, valid), valid),
+        "SlidingWindowHoVerNetInferer, 572 in": (LIMIT, partial(hover, image, valid), valid),
+        PADDED_LIMIT: (PADDED_LIMIT, lambda: same(functional.pad(image, beyond, "reflect"))[..., :n, :n], same),
+        "SlidingWindowInferer, overlap 0.25": (PADDED_LIMIT, windows(overlap=0.25), same),
+        HALF: (PADDED_LIMIT, windows(overlap=0.5), same),
+        f"{HALF}, gaussian": (PADDED_LIMIT, windows(overlap=0.5, mode="gaussian"), same),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    amp = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    torch.manual_seed(0)
+    network = ValidUNet(2, 1, 2, tuple(given.width * 2**level for level in range(5))).eval()
+    network = network.to(device, memory_format=torch.channels_last)
+    image = torch.randn(1, 1, given.size, given.size, device=device)
+    with torch.inference_mode():
+        exact = {name: (work(), limit) for name, (limit, work, _) in ways(image, network, amp=False).items()}
+        seams = {name: _difference(found, exact[limit][0]) for name, (found, limit) in exact.items()}
+        del exact
+        made = ways(image, network, amp)
+        computed, memory = {}, {}
+        for name, (_, work, counted) in made.items():
+            work()  # the plan's own measuring pass is not the image's
+            counted.pixels = 0
+            memory[name] = measured_bytes(work, device)
+            computed[name] = counted.pixels
+
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        times = alternately(
+            {name: lambda work=work: (work(), wait()) for name, (_, work, _) in made.items()}, given.rounds
+        )
+        half = OverlapTileInferer(388, amp=True)(image, network)
+        half_difference = _difference(half, OverlapTileInferer(388)(image, network))
+    rows = []
+    for name, (limit, _, _) in made.items():
+        rows.append(
+            {
+                "name": name,
+                "limit": limit,
+                "median_s": statistics.median(times[name]),
+                "min_s": min(times[name]),
+                "max_s": max(times[name]),
+                "of_limit": _ratio(times[LIMIT], times[name]),
+                "over_monai_half": _ratio(times[HALF], times[name]),
+                "computed": computed[name] / given.size**2,
+                "peak_MiB": None if memory[name] is None else memory[name] / 2**20,
+                "seam": seams[name],
+            }
+        )
+    held = record(
+        "inference",
+        rows,
+        packages=("monai",),
+        device=device.type,
+        size=given.size,
+        width=given.width,
+        rounds=given.rounds,
+        dtype="bfloat16" if amp else "float32",
+        bfloat16_difference=half_difference,
+    )
+    print(table(held))
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one.softmax(1) - other.softmax(1)).abs().max())
+
+
+def _ratio(base: list[float], other: list[float]) -> float:
+    """Median of the rounds' ratios: what slows a round slows both."""
+    return statistics.median(b / o for b, o in zip(base, other, strict=True))
+
+
+def table(held: dict[str, Any]) -> str:
+    head = [
+        "",
+        "s (min … max)",
+        "of the limit's speed",
+        "times MONAI's at 0.5",
+        "pixels computed per pixel",
+        "peak MiB",
+        "largest seam",
+    ]
+    rows = []
+    for row in held["rows"]:
+        time = f"{row['median_s']:.2f} ({row['min_s']:.2f} … {row['max_s']:.2f})"
+        peak = "" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f}"
+        cells = [row["name"], time, f"{row['of_limit']:.2f}", f"{row['over_monai_half']:.2f}", f"{row['computed']:.2f}"]
+        rows.append([*cells, peak, f"{row['seam']:.0e}"])
+    text = markdown(head, rows)
+    return (
+        f"{held['size']}², {held['width']} channels at the top, {held['dtype']}, {held['hardware']}.\n\n{text}\n\n"
+        "A seam is the largest difference of a probability from one pass of the same network over the whole image "
+        f"(float32). bfloat16 itself changes a probability by up to {held['bfloat16_difference']:.1e}."
+    )
+
+
+if __name__ == "__main__":
+    main()
