@@ -126,9 +126,13 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         options["amp"] = True
     log = work / "log.txt"
     if not settled.get("trained"):
-        seconds = bundle_run(table["bundle"], ["train"] + ["compact"] * (width == 32), options, log)
-        settled.update(trained=True, spent=[*settled["spent"], seconds])
-        file.write_text(json.dumps(settled))
+        start = time.perf_counter()
+        try:
+            bundle_run(table["bundle"], ["train"] + ["compact"] * (width == 32), options, log)
+            settled["trained"] = True
+        finally:  # an interrupted attempt's time counts: its steps are not trained again
+            settled["spent"].append(time.perf_counter() - start)
+            file.write_text(json.dumps(settled))
     record = {
         "dataset": name,
         "width": width,
