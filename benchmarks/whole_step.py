@@ -1,0 +1,158 @@
+"""The whole training step of a bundle beside a plain PyTorch loop: what loading, augmentation and bookkeeping cost.
+
+    python -m benchmarks.whole_step [--widths 64 32] [--steps 3] [--rounds 3]
+
+In turn: the cell bundle's own trainer on the synthetic cells (`cell_phantom`: cached images and weight maps, elastic
+deformation, tiles of 572², loss, backward, optimiser, guards and learning rate), the same network in a plain loop over
+ready-made tensors, which is the limit, and MONAI's `BasicUNet` of the same width in such a loop on 576². bfloat16 where
+the hardware has it. The target: the whole step within 5 % of the plain loop. Then the pieces, apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.nets import BasicUNet
+from torch import nn
+
+from benchmarks.peers import alternately, markdown, record
+from monai_unet.datasets import prepare
+from monai_unet.inferers import TileInferer
+from monai_unet.losses import PixelWeightedCrossEntropyLoss
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "cell_segmentation"
+PLAIN, WHOLE, PEER = "plain loop, tensors ready (the limit)", "the bundle's whole step", "BasicUNet, plain loop"
+
+
+def bundle(width: int, amp: bool, steps: int, data: Path, scratch: Path) -> ConfigParser:
+    """The cell bundle's training, of the handlers only what every step needs."""
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "compact")])
+    parser.update({"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(scratch), "amp": amp})
+    parser.update({"features": [width * 2**level for level in range(5)], "steps_per_epoch": steps})
+    parser.update({"norm": None, "train#handlers": parser["train#handlers"][:2]})
+    return parser
+
+
+def steps_of(network: nn.Module, size: int, amp: bool, steps: int) -> Callable[[], None]:
+    """Steps of a plain loop over one ready-made tile."""
+    device = next(network.parameters()).device
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    loss, infer = PixelWeightedCrossEntropyLoss(), TileInferer(amp)
+    image = torch.randn(1, 1, size, size, device=device)
+    with torch.no_grad():
+        out = infer(image, network).shape[-1]
+    target = torch.cat([torch.randint(0, 2, (1, 1, out, out)), torch.rand(1, 1, out, out)], dim=1).to(device)
+
+    def run() -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss(infer(image, network), target).backward()
+            optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def epoch(trainer: Any) -> None:
+    """The trainer's next steps: one epoch more."""
+    trainer.state.max_epochs = trainer.state.epoch + 1
+    trainer.run()
+
+
+def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float]:
+    """Seconds of each part of a step, and of what is done once per image; medians."""
+    network, loss, dataset = (parser.get_parsed_content(name) for name in ("network", "loss", "train#dataset"))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    item = dataset[0]
+    image, target = item["image"][None].to(parser.get_parsed_content("device")), item["label"][None]
+    prepared, taken = parser.get_parsed_content("train#deterministic_transforms"), {}
+    infer = TileInferer(amp)
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        if image.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    for _ in range(repeats):
+        frame = dataset.data[0]
+        for transform in prepared:
+            name = "weight map" if "BorderWeightMap" in type(transform).__name__ else "reading and ridge"
+            frame = timed(f"once per image: {name}", partial(transform, frame))
+        timed("augmentation of a tile", lambda: dataset[0])
+        output = timed("forward", lambda: infer(image, network))
+        value = timed("loss", partial(loss, output, target.to(image.device)))
+        timed("backward", value.backward)
+        timed("optimiser", optimizer.step)
+    count = len(prepared) - 1
+    once = taken.pop("once per image: reading and ridge")
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    medians["once per image: reading and ridge"] = sum(once) / len(once) * count
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    amp = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    rows, parts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare("cell_phantom", output=Path(folder) / "data").parent
+        for width in given.widths:
+            config = bundle(width, amp, given.steps, data, Path(folder))
+            trainer, network = config.get_parsed_content("train#trainer"), config.get_parsed_content("network")
+            trainer.logger.disabled = True
+            features = (*(width * 2**level for level in range(5)), width)
+            peer = BasicUNet(2, 1, 2, features).to(device, memory_format=torch.channels_last)
+            works = {
+                PLAIN: steps_of(network, 572, amp, given.steps),
+                WHOLE: partial(epoch, trainer),
+                PEER: steps_of(peer, 576, amp, given.steps),
+            }
+            times = alternately(works, given.rounds)
+            for name, taken in times.items():
+                per_step = [t / given.steps for t in taken]
+                ratio = statistics.median(t / limit for t, limit in zip(taken, times[PLAIN], strict=True))
+                row = {"width": width, "name": name, "median_s": statistics.median(per_step), "ratio": ratio}
+                rows.append(row | {"min_s": min(per_step), "max_s": max(per_step)})
+            parts[str(width)] = pieces(config, amp)
+    dtype = "bfloat16" if amp else "float32"
+    held = record("whole_step", rows, packages=("monai",), device=device.type, dtype=dtype, pieces=parts)
+    print(table(held))
+
+
+def table(held: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["width"],
+            row["name"],
+            f"{row['median_s']:.3f} ({row['min_s']:.3f} … {row['max_s']:.3f})",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in held["rows"]
+    ]
+    steps = markdown(["width", "", "s per step (min … max)", "of the limit"], rows)
+    names = list(next(iter(held["pieces"].values())))
+    apart = [[width, *(f"{1000 * taken[name]:.0f}" for name in names)] for width, taken in held["pieces"].items()]
+    return f"{held['dtype']}, {held['hardware']}.\n\n{steps}\n\nThe pieces, ms:\n\n{markdown(['width', *names], apart)}"
+
+
+if __name__ == "__main__":
+    main()
