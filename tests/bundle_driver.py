@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_unet.data import InputError
 
@@ -16,9 +16,9 @@ from monai_unet.data import InputError
 Driver = Callable[..., ConfigWorkflow]
 
 
-def driver(bundle: Path) -> tuple[Driver, Driver]:
-    """``build``, which checks the bundle's properties too, and ``run``."""
-    return partial(_build, bundle), partial(_run, bundle)
+def driver(bundle: Path) -> tuple[Driver, Driver, Callable[..., list[ConfigParser]]]:
+    """``build``, which checks the bundle's properties too, ``run``, and ``configs``, each read by itself."""
+    return partial(_build, bundle), partial(_run, bundle), partial(_configs, bundle)
 
 
 def _build(bundle: Path, config: str | list[str], **override: Any) -> ConfigWorkflow:
@@ -40,6 +40,13 @@ def _run(bundle: Path, config: str | list[str], **override: Any) -> ConfigWorkfl
     workflow = _build(bundle, config, **override)
     workflow.run()
     return workflow
+
+
+def _configs(bundle: Path, *names: str) -> list[ConfigParser]:
+    parsers = [ConfigParser() for _ in names]
+    for parser, name in zip(parsers, names, strict=True):
+        parser.read_config(bundle / "configs" / f"{name}.yaml")
+    return parsers
 
 
 def cause(error: pytest.ExceptionInfo) -> InputError:

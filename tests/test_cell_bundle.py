@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from bright_network import save_bright_network
 from bundle_driver import cause, driver
-from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_unet.data import InputError
@@ -20,12 +20,13 @@ from monai_unet.metrics import seg_measure
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
+    pytest.mark.usefixtures("elsewhere"),
     # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "cell_segmentation"
-build, run = driver(BUNDLE)
+build, run, configs = driver(BUNDLE)
 TINY = {
     "features": [4, 8],
     "tile_size": 100,
@@ -35,17 +36,6 @@ TINY = {
     "validation_items": 1,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, store) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -70,29 +60,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(data, store, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store)
-        patch.chdir(folder)
-        run("train", dataset_dir=str(data), output_dir=str(folder), **TINY)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def by_hand(tmp_path_factory) -> Path:
-    """A checkpoint that calls bright pixels cells: every convolution hands its centre pixel on."""
-    network = ValidUNet(2, 1, 2, (4, 8), dropout=0.0)
-    state = {name: torch.zeros_like(weight) for name, weight in network.state_dict().items()}
-    convolutions = [name for name, weight in state.items() if weight.ndim == 4 and weight.shape[-1] == 3]
-    for name in (*convolutions[:2], *convolutions[-2:]):  # down on level 1, and up on it through the skip
-        weight = state[name]
-        weight[0, weight.shape[1] // 2 if name == convolutions[-2] else 0, 1, 1] = 1.0
-    head = next(name for name, weight in state.items() if weight.ndim == 4 and weight.shape[-1] == 1)
-    state[head][1, 0] = 10.0
-    state[head.replace("weight", "bias")][1] = -5.0
+    """A checkpoint that calls bright pixels cells."""
     path = tmp_path_factory.mktemp("by_hand") / "model.pt"
-    torch.save(state, path)
+    save_bright_network(path)
     return path
 
 
@@ -245,13 +216,6 @@ def test_bad_masks_stop_training_before_its_first_step(data, tmp_path):
         run("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
     assert cause(error).path == str(mask)
     assert "labels that are not 0/255: 3" in str(cause(error))
-
-
-def configs(*names: str) -> list[ConfigParser]:
-    parsers = [ConfigParser() for _ in names]
-    for parser, name in zip(parsers, names, strict=True):
-        parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
-    return parsers
 
 
 def test_the_default_is_the_paper():

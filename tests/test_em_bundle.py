@@ -16,7 +16,7 @@ import tifffile
 import torch
 import yaml
 from bundle_driver import cause, driver
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_unet.datasets import prepare
@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "em_membrane_segmentation"
-_, run = driver(BUNDLE)
+_, run, configs = driver(BUNDLE)
 TINY = {
     "features": [2, 3, 4],
     "tile_size": 100,
@@ -40,26 +40,16 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch) -> str:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def own_store(empty_store, elsewhere, tmp_path, monkeypatch) -> str:
+    """Each test's own, where it finds its runs alone."""
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir(tmp_path)
     return uri
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return prepare("em_phantom", output=tmp_path_factory.mktemp("phantom")).parent
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.chdir(folder)
-        run("train", dataset_dir=str(data), output_dir=str(folder), **TINY)
-    return folder
 
 
 def the_run(uri: str):
@@ -71,11 +61,11 @@ def the_run(uri: str):
     return client, found
 
 
-def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data):
+def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data, store):
     network = ValidUNet.from_state_dict(torch.load(trained / "model.pt"))
     assert network.features == (2, 3, 4)
     assert Image.open(trained / "pictures" / "epoch_0001.png").size[0] > 1000
-    client, found = the_run(f"sqlite:///{trained}/mlflow.db")
+    client, found = the_run(store)
     identity = json.loads((data / "dataset.json").read_text())["checksum"]
     assert found.info.status == "FINISHED"
     assert found.data.params["dataset"] == f"em_phantom sha256:{identity}"
@@ -90,13 +80,14 @@ def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data):
     assert (config["steps_per_epoch"], config["momentum"]) == (3, 0.99), "the override, and the rest of the file"
 
 
-def test_each_training_is_a_run_of_its_own(data, tmp_path, store):
+def test_each_training_is_a_run_of_its_own(data, tmp_path, own_store):
     from mlflow import MlflowClient
 
+    client = MlflowClient(own_store)
     for _ in range(2):
         run("train", dataset_dir=str(data), output_dir=str(tmp_path / "out"), **TINY)
-    (experiment,) = MlflowClient(store).search_experiments(filter_string="name = 'em_membrane_segmentation'")
-    assert len(MlflowClient(store).search_runs([experiment.experiment_id])) == 2
+    (experiment,) = client.search_experiments(filter_string="name = 'em_membrane_segmentation'")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
 def test_the_same_seed_trains_the_same_network(data, tmp_path):
@@ -113,7 +104,7 @@ def test_the_compact_recipe_is_one_file_away(data, tmp_path):
     assert ValidUNet.from_state_dict(torch.load(tmp_path / "model.pt")).features == (2, 3)
 
 
-def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_path, store, capsys):
+def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_path, own_store, capsys):
     run("evaluate", dataset_dir=str(data), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert [row["image"] for row in record["images"]] == [f"train-volume-{i}.png" for i in (12, 13, 14)]
@@ -123,7 +114,7 @@ def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_p
     assert float(rows[-1]["pixel_error"]) == record["overall"]["pixel_error"]
     printed = capsys.readouterr().out
     assert f"{record['overall']['rand_error']:.6f}" in printed.splitlines()[-1]
-    client, found = the_run(store)
+    client, found = the_run(own_store)
     assert found.data.metrics["pixel_error"] == pytest.approx(record["overall"]["pixel_error"])
     assert len(client.get_metric_history(found.info.run_id, "rand_error_per_image")) == 3
     assert len(list((tmp_path / "eval" / "pictures").glob("*.png"))) == 3
@@ -279,8 +270,7 @@ def test_on_the_command_line_an_input_error_is_one_line(tmp_path):
 
 
 def test_the_default_is_the_paper():
-    parser = ConfigParser()
-    parser.read_config(BUNDLE / "configs" / "train.yaml")
+    (parser,) = configs("train")
     paper = {
         "features": [64, 128, 256, 512, 1024],
         "dropout": 0.5,
@@ -299,14 +289,13 @@ def test_the_default_is_the_paper():
 def test_images_are_prepared_alike_in_every_config():
     """MONAI Label merges nothing, so the block is repeated; here it is kept equal."""
     blocks = []
-    for name, place in (
-        ("train", "train#deterministic_transforms"),
-        ("evaluate", "preprocessing#transforms"),
-        ("inference", "preprocessing#transforms"),
+    train, evaluate, inference = configs("train", "evaluate", "inference")
+    for block in (
+        train["train::deterministic_transforms"],
+        evaluate["preprocessing::transforms"],
+        inference["preprocessing::transforms"],
     ):
-        parser = ConfigParser()
-        parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
-        steps = [dict(step) for step in parser[place.replace("#", "::")]]
+        steps = [dict(step) for step in block]
         for step in steps:
             keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
             step["keys"] = [key for key in keys if key == "image"]

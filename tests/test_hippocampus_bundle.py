@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 from bundle_driver import cause, driver
-from monai.bundle import ConfigParser
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
+    pytest.mark.usefixtures("elsewhere"),
     # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
-build, run = driver(BUNDLE)
+build, run, configs = driver(BUNDLE)
 TINY = {
     "features": [2, 3],
     "tile_size": [12, 14, 10],
@@ -36,33 +36,12 @@ PLAIN = {"elastic_sigma": 0, "rotate_range": 0, "scale_range": 0, "flip_prob": 0
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, store) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = prepare("organ_phantom", output=tmp_path_factory.mktemp("phantom")).parent
     document = json.loads((folder / "dataset.json").read_text())
     for split in ("training", "validation", "test"):
         document[split] = document[split][:2]
     (folder / "dataset.json").write_text(json.dumps(document))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(data, store, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store)
-        patch.chdir(folder)
-        run("train", dataset_dir=str(data), output_dir=str(folder), **TINY)
     return folder
 
 
@@ -192,13 +171,6 @@ def test_bad_pairs_stop_training_before_its_first_step(data, tmp_path):
         run("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
     assert cause(error).path == str(tmp_path / "three.nii.gz")
     assert "3" in cause(error).problem
-
-
-def configs(*names: str) -> list[ConfigParser]:
-    parsers = [ConfigParser() for _ in names]
-    for parser, name in zip(parsers, names, strict=True):
-        parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
-    return parsers
 
 
 def test_the_default_is_the_paper():

@@ -144,12 +144,11 @@ def test_nothing_is_pickled_but_weights(model):
     assert f"torch=={torch.__version__.split('+')[0]}" in required.splitlines()
 
 
-def test_a_training_registers_its_best_network_and_names_nobody(store, tmp_path, monkeypatch):
+def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp_path, monkeypatch):
     """The EM bundle from a folder, with files and into a folder that bear a patient's name."""
     place = tmp_path / "store"
     place.mkdir()
-    shutil.copy(store.removeprefix("sqlite:///"), place / "mlflow.db")
-    uri = f"sqlite:///{place}/mlflow.db"
+    uri = f"sqlite:///{shutil.copy(empty_store, place)}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     data = tmp_path / PATIENT
     data.mkdir()
