@@ -11,7 +11,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'Python 3.10 or newer is needed')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[microscopy,dicom,volumes,large,tracking,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[microscopy,dicom,volumes,large,cluster,tracking,dev]'
 	touch $@
 
 demo: setup
@@ -48,10 +48,12 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# each prints its table, writes benchmarks/results/*.json; the last one writes docs/benchmarks.md from them
 bench: setup
-	$(BIN)/python -m benchmarks.training_step
-	$(BIN)/python -m benchmarks.weight_map
-	$(BIN)/python -m benchmarks.tracking_cost
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	for claim in weight_map elastic inference training_step whole_step start_up workers tracking_cost; do \
+	  $(BIN)/python -W ignore -m benchmarks.$$claim || exit 1; done
+	$(BIN)/python -m benchmarks.document
 
 clean:
 	rm -rf .venv .label demo
