@@ -1,0 +1,70 @@
+"""The tables of docs/benchmarks.md from benchmarks/results/*.json, and their plot.
+
+    python -m benchmarks.document
+
+Each table stands between <!-- NAME --> and <!-- end of NAME -->, as the benchmark itself prints it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.peers import RESULTS
+
+DOCS = Path(__file__).parents[1] / "docs"
+TABLES = ("weight_map", "elastic", "inference", "whole_step", "start_up", "workers")
+
+
+def filled(text: str) -> str:
+    """The page with each table as its result has it; a result that is not there leaves its table as it is."""
+    for name in TABLES:
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            continue
+        table = importlib.import_module(f"benchmarks.{name}").table(json.loads(file.read_text()))
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"docs/benchmarks.md has {count} places for {name}; it needs {begin} and {end} once")
+    return text
+
+
+def draw(weight_map: dict[str, Any], elastic: dict[str, Any], inference: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    for name in dict.fromkeys(row["name"] for row in weight_map["rows"]):
+        of_4096 = [row for row in weight_map["rows"] if row["name"] == name and row["size"] == [4096, 4096]]
+        points = [(row["objects"], row["median_s"]) for row in of_4096 if "median_s" in row]
+        if points:
+            left.loglog(*zip(*points, strict=True), "o-", label=name)
+    left.set(title="weight map, 4096²", xlabel="objects", ylabel="seconds")
+    left.legend()
+    bars = [
+        (f"{row['name']}, {row['size'][0]}{'²³'[len(row['size']) - 2]}", row["ratio"], "tab:blue")
+        for row in elastic["rows"]
+        if row["order"] == 1 and row["name"] != "ours"
+    ]
+    limit = next(row["median_s"] for row in inference["rows"])
+    bars += [(row["name"], row["median_s"] / limit, "tab:orange") for row in inference["rows"][1:]]
+    names, ratios, colours = zip(*reversed(bars), strict=True)
+    right.barh(names, ratios, color=colours)
+    right.axvline(1, color="black", linestyle=":")
+    right.set(title="time: elastic deformation over ours,\ninference over one pass of our network", xscale="log")
+    return figure
+
+
+def main() -> None:
+    page = DOCS / "benchmarks.md"
+    page.write_text(filled(page.read_text()))
+    drawn = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("weight_map", "elastic", "inference")]
+    draw(*drawn).savefig(DOCS / "pictures" / "benchmarks.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()
