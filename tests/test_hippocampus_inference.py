@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from bundle_driver import driver
+from monai.bundle import ConfigWorkflow
 
 from monai_unet.networks import ValidUNet
 
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
+_, run, configs = driver(BUNDLE)
 
 
 @pytest.fixture
@@ -43,21 +45,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict(source: Path, checkpoint: Path, **override) -> ConfigWorkflow:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "inference.yaml"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        input=str(source),
-        output_dir=str(checkpoint.parent / "out"),
-        ckpt_path=str(checkpoint),
-        device="cpu",
-        **override,
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
-    workflow.run()
-    return workflow
+    out = str(checkpoint.parent / "out")
+    return run("inference", input=str(source), output_dir=out, ckpt_path=str(checkpoint), device="cpu", **override)
 
 
 def test_bright_voxels_of_a_nifti_file(tmp_path: Path, checkpoint: Path) -> None:
@@ -103,15 +92,9 @@ def test_real_mr_series(tmp_path: Path, checkpoint: Path) -> None:
         assert all((pixels <= border + 1).all() for uid, pixels in slices.items() if uid not in seen)
 
 
-def _config(name: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
-    return parser
-
-
 def test_images_are_handled_as_in_evaluation() -> None:
     """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal."""
-    inference, evaluate = _config("inference"), _config("evaluate")
+    inference, evaluate = configs("inference", "evaluate")
     for key in ("network_def", "network", "inferer", "spacing", "tile_size", "averaging", "amp"):
         assert inference[key] == evaluate[key], key
     steps = [
@@ -138,7 +121,7 @@ def test_what_monai_label_receives(tmp_path: Path, checkpoint: Path) -> None:
     image = nib.Nifti1Image(np.random.default_rng(0).random((9, 8, 7), np.float32), np.diag([-2.0, 1, 1, 1]))
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
-    config = _config("inference")
+    (config,) = configs("inference")
     config.update({"ckpt_path": str(checkpoint), "device": torch.device("cpu")})
     blocks = ("network_def", "preprocessing", "inferer", "postprocessing")
     network, before, inferer, after = (config.get_parsed_content(key) for key in blocks)

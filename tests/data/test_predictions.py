@@ -15,13 +15,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from torch import nn
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 import dicom_cases as cases  # noqa: E402
+from bundle_driver import driver  # noqa: E402
 from dicom_cases import COLUMNS, ROWS, SLICES, uid, world, write_series  # noqa: E402
 from test_dicom_seg import assert_classes_in_place, classes, complaints  # noqa: E402
 from test_studies import nifti, series  # noqa: E402
@@ -36,6 +36,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation"
+build, _, _ = driver(BUNDLE)
 
 
 class Coded(nn.Module):
@@ -58,18 +59,8 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str]:
     """Run the bundle's inference, the network one of identity; names of what lies in the output folder."""
     coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "inferer": {"_target_": "SimpleInferer"}}
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "inference.yaml"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        input=str(root),
-        output_dir=str(out),
-        device="cpu",
-        **{**coded, "spacing": [0, 0, 0], **override},  # 0: as it is
-    )
-    workflow.initialize()
-    assert not workflow.check_properties()
+    options = {**coded, "spacing": [0, 0, 0], **override}  # 0: as it is
+    workflow = build("inference", input=str(root), output_dir=str(out), device="cpu", **options)
     if status:
         with pytest.raises(SystemExit) as caught:
             workflow.run()

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ from monai_unet.networks import ValidUNet
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 FORK = multiprocessing.get_context("fork")
+
+
+def answer_of(work: Callable[..., None], *args) -> str | None:
+    """What ``work(pipe, *args)`` sends from a process of its own, whose limits it may set."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=work, args=(there, *args))
+    process.start()
+    there.close()
+    answer = here.recv()
+    process.join()
+    return answer
 
 
 def guarded(network: torch.nn.Module) -> list[Guards]:
@@ -141,22 +153,12 @@ def _under_a_limit(pipe, tile: int) -> None:
         pipe.send(str(e))
 
 
-def under_a_limit(tile: int) -> str | None:
-    here, there = FORK.Pipe()
-    process = FORK.Process(target=_under_a_limit, args=(there, tile))
-    process.start()
-    there.close()
-    answer = here.recv()
-    process.join()
-    return answer
-
-
 def test_out_of_memory_names_a_tile_that_then_fits():
-    advice = under_a_limit(1012)
+    advice = answer_of(_under_a_limit, 1012)
     found = re.fullmatch(r"out of memory with a tile_size of \[1012, 1012\]; --tile_size (\d+) should fit", advice)
     assert found, advice
     assert 100 < int(found[1]) < 1012
-    assert under_a_limit(int(found[1])) is None
+    assert answer_of(_under_a_limit, int(found[1])) is None
 
 
 def test_a_network_too_wide_for_any_tile():
@@ -197,12 +199,7 @@ def _with_little_room(pipe, folder: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
-    here, there = FORK.Pipe()
-    process = FORK.Process(target=_with_little_room, args=(there, tmp_path))
-    process.start()
-    there.close()
-    message = here.recv()
-    process.join()
+    message = answer_of(_with_little_room, tmp_path)
     assert re.search(r"the checkpoint could not be written \(File too large; \d+ MiB are free\); ", message)
     assert "the newest whole one is step_00000008.pt. Make room, then continue with --resume true" in message
     assert steps(tmp_path) == [4, 8]

@@ -19,8 +19,8 @@ import pytest
 import tifffile
 import torch
 import yaml
+from bundle_driver import driver
 from mlflow import MlflowClient
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_unet.datasets import prepare
@@ -34,6 +34,7 @@ pytestmark = [
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 EM = BUNDLES / "em_membrane_segmentation"
+_, run_em, _ = driver(EM)
 CELLS = BUNDLES / "cell_segmentation"
 PATIENT = "Mustermann"
 
@@ -59,19 +60,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def inference(image: Path, weights: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    workflow = ConfigWorkflow(
-        config_file=str(EM / "configs" / "inference.yaml"),
-        meta_file=str(EM / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(EM),
-        input=str(image),
-        ckpt_path=str(weights),
-        output_dir=str(out),
-        tile_size=100,
-    )
-    workflow.initialize()
-    workflow.run()
+    run_em("inference", input=str(image), ckpt_path=str(weights), output_dir=str(out), tile_size=100)
     return tuple(tifffile.imread(out / f"{image.stem}_{kind}.tif") for kind in ("label", "probability"))
 
 
@@ -161,12 +150,8 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
         lists["training"].append(pair)
     (data / "dataset.json").write_text(json.dumps(lists))
 
-    workflow = ConfigWorkflow(
-        config_file=str(EM / "configs" / "train.yaml"),
-        meta_file=str(EM / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(EM),
+    run_em(
+        "train",
         dataset_dir=str(data),
         output_dir=str(tmp_path / PATIENT / "out"),
         validation_items=1,
@@ -178,8 +163,6 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
         device="cpu",
         amp=False,
     )
-    workflow.initialize()
-    workflow.run()
 
     client = MlflowClient(uri)
     experiments = [client.get_experiment_by_name("em_membrane_segmentation").experiment_id]
