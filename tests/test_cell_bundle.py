@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
-from monai_unet.metrics import seg_measure
+from monai_unet.metrics import merges_and_splits, seg_measure
 from monai_unet.networks import ValidUNet
+from monai_unet.transforms import LabelInstances, SeparateInstances
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
@@ -252,3 +254,24 @@ def test_images_and_instances_are_handled_alike_in_every_config():
         )
     ]
     assert after[0] == after[1] == after[2]
+
+
+@pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs MONAI_UNET_DATA: the gold cells")
+@pytest.mark.parametrize(
+    ("card", "rules", "cells", "too_wide"), [("dic_c2dh_hela", {}, 69, 15), ("phc_c2dh_u373", {"neck": 4}, 65, 5)]
+)
+def test_gold_cells_come_back_through_ridge_and_rules(card, rules, cells, too_wide, tmp_path):
+    """The numbers of docs/results.md, on the frames that train."""
+    (train,) = configs("train")
+    given = {key: train[key] for key in ("min_size", "fill_holes", "grow", "neck")} | rules
+    items = json.loads(prepare(card, output=tmp_path).read_text())["training"]
+    gold = [tifffile.imread(item["label"]) for item in items]
+    separated = [SeparateInstances(width=train["ridge"])(ids[None]) for ids in gold]
+    found = [LabelInstances(**given)(mask)[0] for mask in separated]
+    counts = [len(np.unique(ids)) - 1 for ids in gold]
+    assert [ids.max() for ids in found] == counts
+    assert sum(counts) == cells
+    assert merges_and_splits(gold, found) == (0, 0)
+    assert min(map(seg_measure, gold, found)) >= 0.96
+    parted = [LabelInstances(**{**given, "neck": too_wide})(mask)[0] for mask in separated]
+    assert merges_and_splits(gold, parted).split > 0, "a wider neck would part one"
