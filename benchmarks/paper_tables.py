@@ -38,7 +38,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "isbi2012": {
         "card": "isbi2012",
         "bundle": "em_membrane_segmentation",
-        "options": {},
         "scores": ("warping_error", "rand_error", "pixel_error"),
         "others": {
             "U-Net in the paper, 7 rotations, challenge's test set": (0.000353, 0.0382, 0.0611),
@@ -50,7 +49,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "hela": {
         "card": "dic_c2dh_hela",
         "bundle": CELLS,
-        "options": {},
         "scores": ("seg",),
         "others": {
             "U-Net in the paper, challenge's test set": (0.7756,),
@@ -62,7 +60,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "u373": {
         "card": "phc_c2dh_u373",
         "bundle": CELLS,
-        "options": {"neck": 0},  # no two cells touch, and the gold cells have thin waists
         "scores": ("seg",),
         "others": {
             "U-Net in the paper, challenge's test set": (0.9203,),
@@ -113,7 +110,6 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
     file = work / "plan.json"
     settled = plan(width, minutes, seed, file)
     options = {
-        **table["options"],
         "dataset_dir": data,
         "output_dir": work / "model",
         "max_epochs": settled["epochs"],
@@ -151,7 +147,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
     # sequence 02, where it is there: never trained on
     for title, folder in (("held out", data), ("sequence 02", data / "fold_01")):
         if (folder / "dataset.json").exists():
-            scored = {**table["options"], "dataset_dir": folder, "ckpt_path": work / "model" / "model.pt"}
+            scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt"}
             bundle_run(table["bundle"], ["evaluate"], {**scored, "output_dir": work / title.replace(" ", "_")}, log)
             scores = json.loads((work / title.replace(" ", "_") / "scores.json").read_text())
             record["scores"][title] = {key: scores[key] for key in ("overall", "images")}
