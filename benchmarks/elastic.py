@@ -173,8 +173,8 @@ ONLY: dict[int, dict[str, tuple[Maker, str]]] = {
     2: {
         "MONAI Rand2DElasticd": (monai_2d, "nodes 286 apart, σ 10"),
         "albumentations ElasticTransform": (
-            functools.partial(albumentations, sigma=143, alpha=2500),
-            "σ 143, alpha 2500",
+            functools.partial(albumentations, sigma=143, alpha=8000),
+            "σ 143, alpha 8000",
         ),
         "albumentations ElasticTransform, its σ": (
             functools.partial(albumentations, sigma=50, alpha=8000),

@@ -139,7 +139,7 @@ def compare(size: Sequence[int], count: int) -> list[dict[str, Any]]:
     rows, slow = [], False
     for name, peer in available(peers).items():
         if name == PAIRS and (needs := largest_array_gb(ids)) > MOST_GB:
-            rows.append({**about, "name": name, "how": f"not run: one array of {needs:.1f} GB"})
+            rows.append({**about, "name": name, "how": f"not run: one array of {three_digits(needs)} GB"})
             continue
         none, some = (seconds(peer, ids, transform.w0, transform.sigma, number) for number in (0, SOME))
         estimate = none + (some - none) * count / SOME
@@ -192,6 +192,10 @@ def title(size: Sequence[int]) -> str:
     return f"{size[0]}{'²³'[len(size) - 2]}"
 
 
+def three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def table(record: dict[str, Any]) -> str:
     """Markdown of benchmarks/results/weight_map.json."""
     names = (OURS, BOXES, WHOLE, PAIRS)
@@ -199,8 +203,8 @@ def table(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         cell = row["how"]
         if "median_s" in row:
-            seconds = f"{row['median_s']:.3g} s" + ("" if row["how"] == "measured" else " (estimated)")
-            cell = seconds if row["name"] == OURS else f"{seconds}, × {row['ratio']:.3g}"
+            seconds = f"{three_digits(row['median_s'])} s" + ("" if row["how"] == "measured" else " (estimated)")
+            cell = seconds if row["name"] == OURS else f"{seconds}, × {three_digits(row['ratio'])}"
         cases.setdefault((title(row["size"]), row["objects"]), {})[row["name"]] = cell
     lines = [
         (size, f"{objects:,}", *(cells.get(name, "") for name in names)) for (size, objects), cells in cases.items()
