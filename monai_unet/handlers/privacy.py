@@ -12,6 +12,8 @@ from typing import Any
 __all__ = ["file_names", "public_config", "public_parameter", "public_text"]
 
 SUFFIXES = r"\.(?:png|jpe?g|tiff?|nii(?:\.gz)?|dcm|nrrd|nhdr|mha|mhd|json|geojson|pt|yaml)"
+#: a path in quotes, as Python's own errors have it, blanks and all
+QUOTED = re.compile(r"(?<!\w)(['\"])(?=\S)[^'\"\n]*[/\\][^'\"\n]*(?<=\S)\1(?!\w)")
 #: a path anywhere in a text, up to the next blank or quote, and a file's name without one
 PATH = re.compile(r"(?:[A-Za-z]:)?[^\s'\"`,;:()<>\[\]]*[/\\][^\s'\"`,;:()<>\[\]]+")
 FILE = re.compile(rf"[^\s'\"`/\\,;:()<>\[\]]+{SUFFIXES}\b", re.IGNORECASE)
@@ -24,17 +26,15 @@ def public_text(text: str, secrets: Iterable[str] = ()) -> str:
     """A text, an exception's for example, without paths, file names, and the given words."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<name>", text)
-    return re.sub(r"(<(path|name|file)>){2,}", "<path>", FILE.sub("<file>", PATH.sub("<path>", text)))
+    text = PATH.sub("<path>", QUOTED.sub(r"\1<path>\1", text))
+    return re.sub(r"(<(path|name|file)>){2,}", "<path>", FILE.sub("<file>", text))
 
 
 def public_parameter(value: Any) -> str:
     """A parameter's value as text; a file is told by its content, ``sha256:…``, and a folder not at all."""
-    if isinstance(value, str | os.PathLike):
-        path = Path(value)
-        if os.path.sep in str(value) and path.is_file():
-            return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-        return public_text(str(value))
-    return str(value)
+    if isinstance(value, str | os.PathLike) and os.path.sep in str(value) and os.path.isfile(value):  # noqa: PTH113
+        return f"sha256:{hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
+    return public_text(str(value))
 
 
 def public_config(config: Any, key: str = "") -> Any:
@@ -79,8 +79,11 @@ def _is_path(text: str) -> bool:
     """Of a literal that may as well be the tail of a path: it exists, or would beside existing ones."""
     if not _looks_like_path(text):
         return False
-    path = Path(text).expanduser()
-    return path.exists() or (path.is_absolute() and len(path.parts) > 2 and Path(*path.parts[:2]).exists())
+    text = os.path.expanduser(text)  # noqa: PTH111 - these two raise for no text, be it too long for a path
+    if os.path.exists(text):  # noqa: PTH110
+        return True
+    path = Path(text)
+    return path.is_absolute() and len(path.parts) > 2 and os.path.exists(Path(*path.parts[:2]))  # noqa: PTH110
 
 
 def _has_path(item: Mapping[str, Any]) -> bool:

@@ -215,7 +215,10 @@ class Tracking(MLFlowHandler):
                 elif self.cur_run is not None and error is not self._told:
                     self._told = error  # by the engine that knows the files' names; it may run within another
                     data = getattr(getattr(engine, "data_loader", None), "dataset", None)
-                    text = public_text(str(error), file_names(getattr(data, "data", None)))
+                    names = file_names(getattr(data, "data", None))
+                    own = (getattr(error, name, None) for name in ("path", "filename"))  # InputError, OSError
+                    names |= {path for path in own if isinstance(path, str) and len(path) > 2}
+                    text = public_text(str(error), names)
                     self.client.set_tag("", "error", f"{type(error).__name__}: {text}"[:5000])
                 raise
             finally:

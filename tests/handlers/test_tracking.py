@@ -25,6 +25,7 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import StatsHandler, ValidationHandler
 
+from monai_unet.data import InputError
 from monai_unet.handlers import Tracking
 from monai_unet.handlers import spool as spool_module
 from monai_unet.handlers.privacy import file_names, public_config, public_parameter, public_text
@@ -193,6 +194,16 @@ def test_an_error_names_no_file(client, experiment):
     assert run.data.tags["error"] == "ValueError: <path> and <name>: NaN in <name> of <file>"
 
 
+def test_an_error_does_not_name_its_own_path_blanks_or_not(client, experiment):
+    def fail(engine: Engine) -> None:
+        raise InputError(f"/data/Max {PATIENT} Max", "no such folder", "Name another")
+
+    with pytest.raises(InputError):
+        train(experiment, on_step=fail)
+    (run,) = runs(client, experiment)
+    assert run.data.tags["error"] == "InputError: <name>: no such folder. Name another."
+
+
 def test_a_killed_training_stays_running_and_the_next_does_not_join_it(client, experiment):
     """SIGKILL in a forked child; then a new training, and one that resumes."""
 
@@ -344,11 +355,12 @@ def test_public_config(tmp_path):
         "_meta_": {"data_source": "https://host/data.zip"},
         "train": {"dataset": {"data": [{"image": f"/data/{PATIENT}/1.png", "label": "2.png"}] * 3}},
         "extra": f"{PATIENT}.nii.gz",
+        "words": f"$print('a/{300 * 'b'}')",
         "mask": [f"C:\\{PATIENT}\\mask.png"],
     }
     public = public_config(config)
     assert PATIENT not in json.dumps(public)
-    unchanged = ("bundle_root", "output_dir", "network_def", "handlers", "loss", "_meta_")
+    unchanged = ("words", "bundle_root", "output_dir", "network_def", "handlers", "loss", "_meta_")
     assert {key: public[key] for key in unchanged} == {key: config[key] for key in unchanged}
     assert public["datalist"] == "$datasets.datalist('<path>', 'training')"
     assert public["train"]["dataset"]["data"] == "<3 items>"
@@ -362,6 +374,8 @@ def test_public_parameter(tmp_path):
     assert public_parameter(f"/data/{PATIENT}/model.pt") == "<path>"
     assert public_parameter("em_phantom sha256:0123") == "em_phantom sha256:0123"
     assert public_parameter([64, 128]) == "[64, 128]"
+    assert public_parameter([f"/data/{PATIENT}/1.png", f"{PATIENT}.nii.gz"]) == "['<path>', '<file>']"
+    assert public_parameter("a/" + 300 * "b") == "<path>", "longer than a file's name may be"
     assert public_parameter("balanced") == "balanced"
 
 
@@ -371,6 +385,8 @@ def test_public_text():
     assert file_names(None) == set()
     text = f"item '{PATIENT} Max' in ../{PATIENT}/{PATIENT}_2.png: step 3 of (4, 5) is NaN"
     assert public_text(text, names) == "item '<name>' in <path>: step 3 of (4, 5) is NaN"
+    text = f"'a' in /x/y: no such file: '/data/Max {PATIENT} Max/im age.png', it isn't and/or can't be"
+    assert public_text(text) == "'a' in <path>: no such file: '<path>', it isn't <path> can't be"
 
 
 # --- real servers ---
