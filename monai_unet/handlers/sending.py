@@ -66,8 +66,9 @@ def send(folder: Path, uri: str | None = None, but: Path | None = None) -> tuple
             continue
         try:
             with FileLock(journal.parent / "lock", timeout=0):
-                Sender(journal.parent, uri).send()
-                shutil.rmtree(journal.parent)
+                if journal.exists():  # else its training has just sent it, and removes it
+                    Sender(journal.parent, uri).send()
+                shutil.rmtree(journal.parent, ignore_errors=True)
             done.append(journal.parent)
         except Timeout:
             left.append(journal.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from monai_unet.handlers import sending
 from monai_unet.handlers import spool as spool_module
 from monai_unet.handlers.__main__ import main
 from monai_unet.handlers.sending import Sender, public, send
@@ -236,6 +238,19 @@ def test_a_spool_that_is_being_sent_is_left_alone(tmp_path, uri, client, experim
     assert capsys.readouterr().out.strip() == "0 sent, 1 left to the training that writes them"
     live.set_terminated("", "FINISHED")
     assert not live.folder.exists()
+
+
+def test_a_spool_whose_training_ends_just_then_is_no_error(tmp_path, uri, experiment, monkeypatch):
+    begin(tmp_path / "key", uri, experiment)
+
+    @contextmanager
+    def after_its_end(*args, **kwargs):
+        (tmp_path / "key" / "journal.jsonl").unlink()
+        yield
+
+    monkeypatch.setattr(sending, "FileLock", after_its_end)
+    assert send(tmp_path) == ([tmp_path / "key"], [])
+    assert not (tmp_path / "key").exists()
 
 
 def test_the_next_training_sends_what_the_last_one_could_not(tmp_path, uri, client, experiment):
