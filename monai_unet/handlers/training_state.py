@@ -172,7 +172,7 @@ class Checkpoints:
             if not isinstance(cause, OSError):
                 raise
             kept = max((old.name for old in self.folder.glob("step_*.pt")), default="none")
-            free = shutil.disk_usage(self.folder).free >> 20
+            free = shutil.disk_usage(self.folder.parent).free >> 20  # the folder itself may not have come to be
             raise InputError(
                 path,
                 f"the checkpoint could not be written ({cause.strerror}; {free} MiB are free); "
