@@ -62,8 +62,7 @@ def test_trains_for_the_minutes_given_then_scores_also_what_was_never_trained_on
 def test_the_paper_s_width_takes_the_paper_s_configuration(bundles, tmp_path):
     paper_tables.reproduce("u373", width=64, minutes=1, seed=0, work=tmp_path / "work")
     assert bundles.runs[0][0] == ["train"]
-    assert {key: bundles.runs[0][1][key] for key in ("amp", "neck")} == {"amp": True, "neck": 0}
-    assert bundles.runs[1][1]["neck"] == 0, "evaluated by the rules it was trained with"
+    assert bundles.runs[0][1]["amp"] is True
 
 
 def test_interrupted_it_goes_on_where_it_was(bundles, tmp_path):
