@@ -199,13 +199,9 @@ class LabelInstances(Transform):
         foreground = foreground[0] != 0
         structure = ndimage.generate_binary_structure(foreground.ndim, self.connectivity)
         ids, count = ndimage.label(foreground, structure, output=np.int32)
+        ids, count = self._without_small(ids, count)
         if self.neck and count:
-            count = self._part(foreground, ids)
-        if self.min_size > 1:
-            large = np.bincount(ids.ravel(), minlength=count + 1) >= self.min_size
-            large[0] = False
-            count = int(large.sum())
-            ids = np.where(large, np.cumsum(large), 0).astype(np.int32)[ids]
+            ids, count = self._without_small(*self._part(foreground, ids, count))
         if self.fill_holes:
             self._fill_holes(ids)
         if self.grow and count > 1:
@@ -213,24 +209,39 @@ class LabelInstances(Transform):
         out = ids.astype(np.uint16 if count <= np.iinfo(np.uint16).max else np.int32)
         return convert_to_dst_type(out[None], mask, dtype=out.dtype)[0]
 
-    def _part(self, foreground: np.ndarray, ids: np.ndarray) -> int:
+    def _without_small(self, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+        if self.min_size <= 1:
+            return ids, count
+        large = np.bincount(ids.ravel(), minlength=count + 1) >= self.min_size
+        large[0] = False
+        return np.where(large, np.cumsum(large), 0).astype(np.int32)[ids], int(large.sum())
+
+    def _part(self, foreground: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         if self.fill_holes:
             holes, _ = ndimage.label(~foreground)
             foreground = foreground | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
         # the image's edge is no surface: what lies beyond it is not known
         depth = ndimage.distance_transform_edt(np.pad(foreground, 1, mode="edge"))[(slice(1, -1),) * ids.ndim]
-        count = 0
-        for number, box in enumerate(ndimage.find_objects(ids), start=1):
+        deep = (ids > 0) & (depth > self.neck)
+        cores, parts = ndimage.label(deep, structure, output=np.int32)
+        owner = np.zeros(parts + 1, np.int32)
+        owner[cores[deep]] = ids[deep]
+        per_component = np.bincount(owner[1:], minlength=count + 1)
+        taken = np.maximum(per_component, 1)  # a component without a core stays one instance
+        taken[0] = 0
+        before = (np.cumsum(taken) - taken).astype(np.int32)
+        parted = np.where(ids, before[ids] + 1, 0).astype(np.int32)
+        several = np.flatnonzero(per_component > 1)
+        boxes = ndimage.find_objects(ids) if len(several) else []
+        for number in several.tolist():
+            box = boxes[number - 1]
             own = ids[box] == number
-            cores, parts = ndimage.label(own & (depth[box] > self.neck), structure)
-            if parts > 1:
-                nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-                cores = cores[tuple(nearest)]
-            ids[box][own] = -count - np.where(parts > 1, cores[own], 1)  # negative: not taken for components to come
-            count += max(parts, 1)
-        np.negative(ids, out=ids)
-        return count
+            mine = np.where(own, cores[box], 0)
+            nearest = ndimage.distance_transform_edt(mine == 0, return_distances=False, return_indices=True)
+            mine = mine[tuple(nearest)][own]
+            parted[box][own] = before[number] + 1 + np.searchsorted(np.unique(mine), mine)
+        return parted, int(taken.sum())
 
     def _fill_holes(self, ids: np.ndarray) -> None:
         # one by one: on the mask as a whole, a pocket enclosed by several cells would weld them together
