@@ -47,13 +47,12 @@ def alternately(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def summary(times: Mapping[str, Sequence[float]], base: str) -> list[dict[str, Any]]:
-    """One row per name: ``ratio`` is how many times the base's median its median is."""
-    unit = statistics.median(times[base])
+    """One row per name: ``ratio`` is the median over the rounds of its time over the base's in the same round."""
     rows = []
     for name, taken in times.items():
-        median = statistics.median(taken)
-        row = {"name": name, "median_s": median, "min_s": min(taken), "max_s": max(taken), "ratio": median / unit}
-        rows.append(row)
+        ratio = statistics.median(mine / unit for mine, unit in zip(taken, times[base], strict=True))
+        row = {"name": name, "median_s": statistics.median(taken), "min_s": min(taken), "max_s": max(taken)}
+        rows.append({**row, "ratio": ratio})
     return rows
 
 
