@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training_step import hardware, seconds_per_step
+from benchmarks.training_step import fast_bfloat16, hardware, seconds_per_step
 from monai_unet.datasets import cards, prepare
 from monai_unet.handlers.tracking import code_version
 
@@ -96,7 +96,7 @@ def plan(width: int, minutes: float, seed: int, file: Path) -> dict[str, Any]:
         return kept
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     features = tuple(width * 2**level for level in range(5))
-    cost = statistics.median(seconds_per_step(features, True, 5, device))
+    cost = statistics.median(seconds_per_step(features, fast_bfloat16(device), 5, device))
     epochs = max(int(minutes * 60 / (cost * OVERHEAD) / STEPS_PER_EPOCH) // VAL_INTERVAL, 1) * VAL_INTERVAL
     made = {"width": width, "minutes": minutes, "seed": seed, "epochs": epochs, "seconds_per_step": cost, "spent": []}
     file.write_text(json.dumps(made))
@@ -118,8 +118,9 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "seed": seed,
         "resume": "auto",
     }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if width == 64:
-        options["amp"] = True
+        options["amp"] = fast_bfloat16(device)
     log = work / "log.txt"
     if not settled.get("trained"):
         start = time.perf_counter()
@@ -135,12 +136,12 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "seed": seed,
         "protocol": table["protocol"],
         "optimizer": "Adam" if width == 32 else "SGD, momentum 0.99",
-        "dtype": "bfloat16",
+        "dtype": "bfloat16" if fast_bfloat16(device) else "float32",
         "steps": settled["epochs"] * STEPS_PER_EPOCH,
         "minutes_asked": minutes,
         "training_s": sum(settled["spent"]),
         "bare_step_s": settled["seconds_per_step"],
-        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "hardware": hardware(device),
         "versions": code_version(),
         "scores": {},
     }

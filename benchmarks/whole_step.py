@@ -1,6 +1,6 @@
 """The whole training step of a bundle beside a plain PyTorch loop: what loading, augmentation and bookkeeping cost.
 
-    python -m benchmarks.whole_step [--widths 64 32] [--steps 3] [--rounds 3]
+    python -m benchmarks.whole_step [--widths 64 32] [--steps 1] [--rounds 3]
 
 In turn: the cell bundle's own trainer on the synthetic cells (`cell_phantom`: cached images and weight maps, elastic
 deformation, tiles of 572², loss, backward, optimiser, guards and learning rate), the same network in a plain loop over
@@ -25,9 +25,11 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 
 from benchmarks.peers import alternately, markdown, record
+from benchmarks.training_step import fast_bfloat16
 from monai_unet.datasets import prepare
 from monai_unet.inferers import TileInferer
 from monai_unet.losses import PixelWeightedCrossEntropyLoss
+from monai_unet.memory import keep_freed_memory
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "cell_segmentation"
 PLAIN, WHOLE, PEER = "plain loop, tensors ready (the limit)", "the bundle's whole step", "BasicUNet, plain loop"
@@ -107,11 +109,12 @@ def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    amp = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    amp = fast_bfloat16(device)
+    keep_freed_memory()  # as in the bundles; all have it
     rows, parts = [], {}
     with tempfile.TemporaryDirectory() as folder:
         data = prepare("cell_phantom", output=Path(folder) / "data").parent

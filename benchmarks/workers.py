@@ -1,6 +1,6 @@
 """A large image on several Dask workers beside one process: the same result, and how the time falls.
 
-    python -m benchmarks.workers [--size 2500] [--width 32] [--workers 1 2 4]
+    python -m benchmarks.workers [--size 2500] [--width 16] [--workers 1 2 4]
 
 Every process has one thread, the one without Dask too. A worker's start (its imports) is told apart. On a machine with
 fewer cores than workers the time cannot fall further: what is above it then is Dask's overhead.
@@ -32,7 +32,7 @@ ARRAYS = ("0", "labels/classes/0", "labels/instances/0")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=2500)
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -29,6 +29,7 @@ from monai_unet.data.errors import InputError
 from monai_unet.data.large_reader import LargeImage, open_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.large_instances import label_blocks
+from monai_unet.memory import keep_freed_memory
 from monai_unet.networks import ValidUNet
 from monai_unet.tile_plan import TilePlan
 from monai_unet.workers import each
@@ -123,6 +124,7 @@ def _predict(
     plan: TilePlan,
 ) -> None:
     """Segment those tiles that are not done; the next one is read and the last one written meanwhile."""
+    keep_freed_memory()
     image = open_large_image(path, network.in_channels, network.spatial_dims, level)
     group = importlib.import_module("zarr").open_group(output, mode="r+")
     done = group["progress/tiles"]

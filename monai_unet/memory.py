@@ -1,7 +1,8 @@
-"""Memory: what is free on a device, what a piece of work takes there, and how torch says that there is none left."""
+"""Memory: what is free, what a piece of work takes, how torch says that none is left; and freed memory kept at hand."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_bytes", "measured_bytes", "out_of_memory"]
+__all__ = ["available_bytes", "keep_freed_memory", "measured_bytes", "out_of_memory"]
 
 #: how torch's allocator and its oneDNN say that there is no memory
 NO_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
 CGROUP = Path("/sys/fs/cgroup")
+#: glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -34,6 +37,19 @@ def available_bytes(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, on Linux with glibc; elsewhere nothing.
+
+    glibc gives each tensor above 32 MiB back to Linux when it is freed, and gets the next one page by page, zeroed: on
+    a CPU a good part of a pass over a large tile (docs/benchmarks.md). The price: what the process has once taken it
+    keeps.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def measured_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     """The most memory that ``work`` takes beyond what is taken before it; None where that cannot be measured."""
     if device.type == "cuda":
@@ -41,6 +57,8 @@ def measured_bytes(work: Callable[[], object], device: torch.device) -> int | No
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # kept memory would be used again unseen
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import weakref
@@ -283,6 +284,31 @@ def test_measured_memory_is_what_was_touched():
     assert measured_bytes(lambda: torch.ones(touched, dtype=torch.uint8), torch.device("cpu")) == pytest.approx(
         touched, rel=0.1
     )
+
+
+KEPT = """
+import resource, sys
+import torch
+from monai_unet.memory import keep_freed_memory, measured_bytes
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**26, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = [faults() for _ in range(12)][-1]
+keep_freed_memory()
+kept = [faults() for _ in range(12)][-1]  # glibc needs a few turns to have found room for the alignment
+print(given_back, kept, measured_bytes(lambda: torch.ones(2**26, dtype=torch.uint8), torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+def test_kept_memory_is_used_again_and_still_counted():
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    given_back, kept, measured = map(int, done.stdout.split())
+    assert given_back > 10 * max(kept, 1)
+    assert measured == pytest.approx(2**26, rel=0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -1,0 +1,141 @@
+"""Speed where it is free: each option that might make the same network faster, with it and without it.
+
+    python -m benchmarks.free_speed [--width 32] [--rounds 3]
+
+All else is as in the bundles (channels last, inference mode, freed memory kept, one tile per pass). A pass is over the
+paper's 572² tile, and over one of 1020² where a larger tile is the point; a step is forward, loss, backward and
+optimiser on 572². `torch.compile` is timed after its compilation, which is told apart. bfloat16 only where the hardware
+has it: elsewhere it is emulated, and minutes would not suffice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import alternately, markdown, record, summary
+from benchmarks.whole_step import steps_of
+from monai_unet.inferers import TileInferer
+from monai_unet.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from monai_unet.networks import ValidUNet
+
+Work = Callable[[], object]
+
+
+def give_back_freed_memory() -> None:
+    """What glibc comes to by itself, after its first large tensors."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+    libc.malloc_trim(0)
+
+
+def before(first: Work, then: Work) -> Work:
+    return lambda: (first(), then())
+
+
+def passes(network: Any, image: Tensor, amp: bool = False) -> Work:
+    infer = TileInferer(amp)
+
+    def work() -> None:
+        with torch.inference_mode():
+            infer(image, network)
+
+    return work
+
+
+def one_by_one(network: Any, images: Tensor) -> Work:
+    works = [passes(network, image[None].contiguous(memory_format=torch.channels_last)) for image in images]
+    return lambda: [work() for work in works]
+
+
+def without_gradients(network: Any, image: Tensor) -> None:
+    with torch.no_grad():
+        network(image)
+
+
+def options(width: int) -> dict[str, tuple[str, Work, Work]]:
+    """Name → (what is timed, without it, with it)."""
+    torch.manual_seed(0)
+    network = ValidUNet(2, 1, 2, tuple(width * 2**level for level in range(5))).eval()
+    network = network.to(memory_format=torch.channels_last)
+    contiguous = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    trained = [copy.deepcopy(each).train() for each in (contiguous, network)]
+    tile, large, four = torch.randn(1, 1, 572, 572), torch.randn(1, 1, 1020, 1020), torch.randn(4, 1, 572, 572)
+    plain, step = passes(network, tile), [steps_of(each, 572, False, 1) for each in trained]
+    found: dict[str, tuple[str, Work, Work]] = {
+        "channels last, pass": ("pass", passes(contiguous, tile), plain),
+        "channels last, step": ("step", *step),
+        "inference mode over no_grad": ("pass", partial(without_gradients, network, tile), plain),
+        "four tiles per pass": ("4 passes", one_by_one(network, four), passes(network, four)),
+    }
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found["bfloat16, pass"] = ("pass", plain, passes(network, tile, amp=True))
+        found["bfloat16, step"] = ("step", step[1], steps_of(trained[1], 572, True, 1))
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        kept = {"pass": plain, "pass of 1020²": passes(network, large), "step": step[1]}
+        for what, work in kept.items():
+            # a first turn after the switch, which is not what lasts, is part of both
+            pair = before(before(give_back_freed_memory, work), work), before(before(keep_freed_memory, work), work)
+            found[f"freed memory kept, {what}"] = (f"2 × {what}", *pair)
+    return found
+
+
+def compiled(width: int) -> tuple[Work, Work, float]:
+    torch.manual_seed(0)
+    network = ValidUNet(2, 1, 2, tuple(width * 2**level for level in range(5))).eval()
+    network, tile = network.to(memory_format=torch.channels_last), torch.randn(1, 1, 572, 572)
+    fast = passes(torch.compile(network), tile)
+    start = time.perf_counter()
+    fast()
+    return passes(network, tile), fast, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    for name, (what, without, with_it) in options(given.width).items():
+        _, row = summary(alternately({"without": without, "with": with_it}, given.rounds), "without")
+        rows.append({**row, "name": name, "what": what})
+        print(f"{name}: {row['ratio']:.2f} of the time of a {what} without", flush=True)
+        keep_freed_memory()
+    try:
+        without, with_it, seconds = compiled(given.width)
+    except Exception as error:  # no compiler, or one that it does not like
+        print(f"torch.compile is left out: {str(error).partition(chr(10))[0]}")
+    else:
+        _, row = summary(alternately({"without": without, "with": with_it}, given.rounds), "without")
+        rows.append({**row, "name": "torch.compile", "what": "pass", "once_s": seconds})
+    print(table(record("free_speed", rows, width=given.width, rounds=given.rounds)))
+
+
+def table(held: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["name"],
+            row["what"],
+            f"{row['median_s']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['once_s']:.0f}" if "once_s" in row else "",
+        ]
+        for row in held["rows"]
+    ]
+    return f"{held['width']} channels at the top, {held['hardware']}.\n\n" + markdown(
+        ["option", "timed", "with it, s", "of the time without", "once, s"], rows
+    )
+
+
+if __name__ == "__main__":
+    main()
