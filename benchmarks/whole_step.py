@@ -123,7 +123,7 @@ def main() -> None:
             trainer, network = config.get_parsed_content("train#trainer"), config.get_parsed_content("network")
             trainer.logger.disabled = True
             features = (*(width * 2**level for level in range(5)), width)
-            peer = BasicUNet(2, 1, 2, features).to(device, memory_format=torch.channels_last)
+            peer = BasicUNet(2, 1, 2, features).to(device, memory_format=config.get_parsed_content("memory_format"))
             works = {
                 PLAIN: steps_of(network, 572, amp, given.steps),
                 WHOLE: partial(epoch, trainer),

@@ -253,10 +253,8 @@ class LabelInstances(Transform):
     def _give_back_ridge(self, ids: np.ndarray) -> None:
         # seen from the last voxel: of two instances equally near, scipy then takes the later one, which was carved
         ids = np.flip(ids)
-        faces = ndimage.generate_binary_structure(ids.ndim, 1)
-        steps, absent = ndimage.iterate_structure(faces, self.grow), ids.max() + 1
-        highest = ndimage.maximum_filter(ids, footprint=steps, mode="nearest")
-        lowest = ndimage.minimum_filter(np.where(ids, ids, absent), footprint=steps, mode="nearest")
+        highest = _within_steps(ids, self.grow, np.maximum)
+        lowest = _within_steps(np.where(ids, ids, ids.max() + 1), self.grow, np.minimum)
         ridge = (ids == 0) & (lowest < highest)
         nearest = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
         ids[ridge] = ids[tuple(nearest[:, ridge])]
@@ -316,6 +314,17 @@ class LabelInstancesd(MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.label(d[key])
         return d
+
+
+def _within_steps(ids: np.ndarray, steps: int, choose: np.ufunc) -> np.ndarray:
+    """The largest or smallest id within so many steps from face to face of each voxel."""
+    for _ in range(steps):
+        before, ids = ids, ids.copy()
+        for axis in range(ids.ndim):
+            here, there = np.moveaxis(ids, axis, 0), np.moveaxis(before, axis, 0)
+            choose(here[1:], there[:-1], out=here[1:])
+            choose(here[:-1], there[1:], out=here[:-1])
+    return ids
 
 
 def _checked_connectivity(connectivity: int) -> int:
