@@ -1,6 +1,6 @@
 """Correction loop of MONAI Label, simulated with real labels: the next case by uncertainty, or at random.
 
-    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 3] [--rounds 5] [--steps 100] [--width 16]
+    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 3] [--rounds 5] [--steps 100]
 
 For each seed: 5 annotated cases of the hippocampus set, a model trained on them for four times the steps, then in each
 round the next case of 30 by each of the two strategies, its label added, training continued. After each round the Dice
@@ -40,7 +40,7 @@ STRATEGIES = ("uncertainty", "random")
 FAST = {"tile_size": "$None", "amp": "$torch.ops.mkldnn._is_mkldnn_bf16_supported()"}
 
 
-def train(folder: Path, items: list[dict[str, Any]], steps: int, width: int, seed: int) -> None:
+def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> None:
     """One round as MONAI Label's: on from folder/model.pt where there is one, which is then replaced."""
     configs = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "compact")]
     parser = ConfigParser()
@@ -56,7 +56,6 @@ def train(folder: Path, items: list[dict[str, Any]], steps: int, width: int, see
             "bundle_root": str(BUNDLE),
             "output_dir": str(folder),
             "steps_per_epoch": steps,
-            "features": [width, 2 * width, 4 * width],
             "flip_prob": 0.5,
             "train#trainer#max_epochs": 1,
             "train#dataset#data": [{key: item[key] for key in ("image", "label")} for item in items],
@@ -105,7 +104,7 @@ def learn(seed: int, options: argparse.Namespace, scratch: Path) -> Iterator[tup
     random.Random(seed).shuffle(cases)
     first, candidates = cases[:START], cases[START : START + options.pool]
     start = scratch / f"{seed}"
-    train(start, first, 4 * options.steps, options.width, seed)
+    train(start, first, 4 * options.steps, seed)
     at_start = dice(start, options)
     for strategy in STRATEGIES:
         folder = scratch / f"{seed}-{strategy}"
@@ -116,7 +115,7 @@ def learn(seed: int, options: argparse.Namespace, scratch: Path) -> Iterator[tup
         for number in range(options.rounds):
             chosen = least_sure(folder, pool) if strategy == "uncertainty" else chance.choice(pool)
             pool, annotated = [item for item in pool if item is not chosen], [*annotated, chosen]
-            train(folder, annotated, options.steps, options.width, seed * 100 + number)
+            train(folder, annotated, options.steps, seed * 100 + number)
             yield strategy, dice(folder, options)
 
 
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="training steps per round")
-    parser.add_argument("--width", type=int, default=16, help="channels at the top; 16 is the compact recipe's")
     parser.add_argument("--pool", type=int, default=30, help="cases to choose from")
     options = parser.parse_args()
     curves: dict[str, list[list[float]]] = {strategy: [] for strategy in STRATEGIES}

@@ -99,6 +99,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "size": options.size,
         "features": options.features,
+        "reach": options.reach,
         "plan": str(plan),
         "seconds": curve[-1][0],
         "megapixels_per_s": options.size**2 / 1e6 / curve[-1][0],
