@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -213,16 +214,30 @@ def main() -> int:
         command += ["--conf", key, value]
     command += ["--host", "127.0.0.1", "--port", str(args.port)]
     print(greeting(bundle, dims, studies, args.port), flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server = subprocess.Popen(command, env=variables(env, metadata), cwd=ROOT)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    server = subprocess.Popen(command, env=variables(env, metadata), cwd=ROOT, start_new_session=True)
     try:
         return server.wait()
-    except KeyboardInterrupt:  # the server has had it too
+    except KeyboardInterrupt:
         return 0
     finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            server.terminate()
-            server.wait()
+        end(server)
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for the server, its scoring and its training, which saves its state; half a minute later, by force."""
+    with contextlib.suppress(ProcessLookupError):  # none is left
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: by force at once
+            os.killpg(server.pid, signal.SIGINT)
+            for _ in range(300):
+                server.poll()
+                os.killpg(server.pid, 0)
+                time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +122,20 @@ def test_the_makefile_hands_all_over(tmp_path):
     assert done.stderr.startswith("make label: there is no bundle 'none'; say BUNDLE=")
 
 
+def test_what_the_server_has_started_ends_with_it(monkeypatch):
+    """Its scoring and training are processes of their own, and need not heed what ends the server."""
+    monkeypatch.setattr(serve.time, "sleep", lambda seconds: None)  # no half minute
+    deaf = "trap '' INT; sleep 1000 & echo ready; wait"
+    server = subprocess.Popen(["bash", "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
+    assert server.stdout is not None
+    with server.stdout as out:
+        out.readline()
+        serve.end(server)
+        assert out.read() == b"", "closed by all who held it"
+    assert server.returncode == -signal.SIGKILL
+    serve.end(server)
+
+
 def test_all_is_well(bundle, studies, monkeypatch, tmp_path):
     """The bundle is linked into a fresh copy of the app, and the server is told what it must not ask the internet."""
     monkeypatch.setattr(serve, "WORK", tmp_path / "work")
@@ -129,7 +144,9 @@ def test_all_is_well(bundle, studies, monkeypatch, tmp_path):
     started = {}
 
     class Server:
-        def __init__(self, command, env, cwd):
+        pid = 1 << 30  # none has it
+
+        def __init__(self, command, env, cwd, start_new_session):
             started.update(command=command, env=env)
 
         def wait(self):
