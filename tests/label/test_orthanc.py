@@ -121,7 +121,7 @@ def served(archive, uids, tmp_path_factory) -> Iterator[Served]:
     try:
         yield server
     finally:
-        assert stop(server) == 0
+        assert stop(server)
 
 
 def dicom_seg(served: Served, uid: str) -> pydicom.Dataset:

@@ -19,14 +19,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import requests
 import tifffile
 import torch
 from bright_network import save_bright_network
+from bundle_driver import driver
 from PIL import Image
 from test_label_contract import CELLS, EM, HIPPOCAMPUS, LABELS, on_the_command_line, picture
 
+from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
 
 ROOT = Path(__file__).parents[2]
@@ -125,9 +128,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(bundle: Path, studies: str, folder: Path, port: int | None = None) -> Served:
-    port = port or free_port()
-    command = [sys.executable, str(ROOT / "label" / "serve.py"), "--bundle", str(bundle), "--studies", studies]
+def start(bundle: Path, studies: str, folder: Path, weights: str = "") -> Served:
+    port = free_port()
+    command = ["make", "--directory", str(ROOT), "label", f"PYTHON={sys.executable}", f"PORT={port}"]
+    command += [f"BUNDLE={bundle}", f"STUDIES={studies}", f"WEIGHTS={weights}"]
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -135,9 +139,7 @@ def start(bundle: Path, studies: str, folder: Path, port: int | None = None) -> 
         "HOME": str(folder),  # MONAI Label keeps what it fetches there
     }
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     served = Served(bundle.name, bundle, Path(studies), folder / "out", f"http://127.0.0.1:{port}", process)
     for _ in range(600):
         if process.poll() is not None:
@@ -147,16 +149,22 @@ def start(bundle: Path, studies: str, folder: Path, port: int | None = None) -> 
             return served
         except requests.ConnectionError:
             time.sleep(0.5)
-    process.kill()
+    stop(served)
     raise AssertionError((folder / "server.log").read_text())
 
 
-def stop(served: Served) -> int:
+def stop(served: Served) -> bool:
+    """Whether Ctrl-C ends it cleanly, with no process left."""
+    started = []
     if served.process.poll() is None:
-        os.killpg(served.process.pid, signal.SIGINT)  # what Ctrl-C does
+        started = psutil.Process(served.process.pid).children(recursive=True)
+        os.killpg(served.process.pid, signal.SIGINT)
     code = served.process.wait(60)
+    _, left = psutil.wait_procs(started, timeout=5)
+    for process in left:
+        process.kill()
     shutil.rmtree(ROOT / ".label" / f"app-{served.url.rsplit(':', 1)[1]}", ignore_errors=True)
-    return code
+    return not left and code in (0, -signal.SIGINT)  # what make runs ends with 0, make itself by the signal
 
 
 @pytest.fixture(scope="module", params=LABELS)
@@ -166,7 +174,7 @@ def served(request, tmp_path_factory) -> Iterator[Served]:
     try:
         yield server
     finally:
-        assert stop(server) == 0, "Ctrl-C ends it cleanly"
+        assert stop(server), "Ctrl-C ends it cleanly"
 
 
 def test_info_lists_labels_strategies_and_the_training(served):
@@ -260,6 +268,41 @@ def test_other_weights_are_an_error_and_no_answer(served):
     finally:
         weights.write_bytes(kept)
     served.infer(image)
+
+
+# --- as one who has just cloned the repository ---
+
+DEMO = {  # a synthetic data set, and the tiles of a short training on it
+    EM: ("em_phantom", 64),
+    CELLS: ("cell_phantom", 64),
+    HIPPOCAMPUS: ("organ_phantom", 20),
+}
+SHORT = {"features": [8, 16], "max_epochs": 1, "steps_per_epoch": 100, "val_interval": 1, "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_what_the_bundle_s_own_recipe_has_trained_is_served_and_right(name, tmp_path, elsewhere):
+    card, tile_size = DEMO[name]
+    data = prepare(card, output=tmp_path / "data")
+    _, train, _ = driver(ROOT / "bundles" / name)
+    folders = {"dataset_dir": str(data.parent), "output_dir": str(tmp_path)}
+    train(["train", "compact"], **folders, **SHORT, tile_size=tile_size, device="cpu")
+    image, label = (data.parent / json.loads(data.read_text())["test"][0][key] for key in ("image", "label"))
+    bundle, studies = copy_of(name, tmp_path), tmp_path / "studies"
+    (bundle / "models" / "model.pt").unlink()
+    studies.mkdir()
+    shutil.copy(image, studies)
+    server = start(bundle, str(studies), tmp_path, weights=str(tmp_path / "model.pt"))
+    try:
+        (sample,) = server.get("/datastore/", output="all")["objects"]
+        assert server.get("/info/")["models"][name]["labels"] == LABELS[name]
+        mask, truth = server.mask(sample), read(label.read_bytes())
+        assert np.array_equal(mask, server.expected(sample))
+        if name != HIPPOCAMPUS:
+            mask, truth = mask > 0, truth > 0
+        assert np.mean([(mask == k)[truth == k].mean() for k in np.unique(truth)]) > 0.7, "most of each class is found"
+    finally:
+        assert stop(server)
 
 
 # --- microscopy clients ---
