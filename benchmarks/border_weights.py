@@ -2,7 +2,7 @@
 
     python -m benchmarks.border_weights [--seeds N] [--epochs N] [--width N] [--work DIR]
 
-Trains the cell bundle's compact recipe on tiles of 196 pixels for 600 steps, twice per seed, so that the two differ in
+Trains the cell bundle's compact recipe at half its width on tiles of 196 pixels for 800 steps, twice per seed: the two differ in
 w0 alone: the same draws, the same steps. Scores the held-out frames without averaging, by the bundle's rules, and
 without parting at necks, so that what separates touching cells is the network alone. Prints merged cells and SEG side
 by side and writes benchmarks/results/border_weights.json. Interrupted, it goes on with the next training.
@@ -50,8 +50,8 @@ def train_and_score(w0: int, seed: int, epochs: int, width: int, data: Path, wor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "border_weights")
     given = parser.parse_args()
     work = given.work.absolute()
