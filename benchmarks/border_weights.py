@@ -2,10 +2,11 @@
 
     python -m benchmarks.border_weights [--seeds N] [--epochs N] [--width N] [--work DIR]
 
-Trains the cell bundle's compact recipe at half its width on tiles of 196 pixels for 800 steps, twice per seed: the two differ in
-w0 alone: the same draws, the same steps. Scores the held-out frames without averaging, by the bundle's rules, and
-without parting at necks, so that what separates touching cells is the network alone. Prints merged cells and SEG side
-by side and writes benchmarks/results/border_weights.json. Interrupted, it goes on with the next training.
+Trains the cell bundle's compact recipe, at half its width on tiles of 196 pixels for 800 steps, twice per seed, so that
+the two differ in w0 alone: the same draws, the same steps. Scores the held-out frames without averaging, by the
+bundle's rules, and without parting at necks, so that what separates touching cells is the network alone. Prints merged
+cells and SEG side by side and writes benchmarks/results/border_weights.json. Interrupted, it goes on with the next
+training.
 """
 
 from __future__ import annotations
