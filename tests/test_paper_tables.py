@@ -43,6 +43,7 @@ def bundles(tmp_path, monkeypatch) -> Bundles:
     monkeypatch.setattr(paper_tables, "time", SimpleNamespace(perf_counter=lambda: stand_in.clock))
     monkeypatch.setattr(paper_tables, "prepare", lambda name, output: tmp_path / "data" / "dataset.json")
     monkeypatch.setattr(paper_tables, "seconds_per_step", lambda *args: [0.5, 0.6, 0.5])
+    monkeypatch.setattr(paper_tables, "fast_bfloat16", lambda device: True)
     monkeypatch.setattr(paper_tables, "RESULTS", tmp_path / "results")
     return stand_in
 
