@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ def predict(image: Path, output: Path, options: argparse.Namespace) -> None:
 
 
 def resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+    """Bytes; 0 of a process that has just ended."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) << 10 if found else 0
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     import resource
 
+    _give_back()
+
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     free = [int(found[1]) << 10] if found else []
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -44,8 +46,7 @@ def keep_freed_memory() -> None:
     a CPU a good part of a pass over a large tile (docs/benchmarks.md). The price: what the process has once taken it
     keeps.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -57,8 +58,7 @@ def measured_bytes(work: Callable[[], object], device: torch.device) -> int | No
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # kept memory would be used again unseen
+    _give_back()  # kept memory would be used again unseen
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
     except OSError:
@@ -73,6 +73,12 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
+
+
+def _give_back() -> None:
+    """What glibc has kept of freed memory goes back to Linux, and is free to be counted."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _resident(name: str) -> int:

@@ -18,6 +18,15 @@ def pseudonyms_elsewhere(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_memory_kept() -> Iterator[None]:
+    """What a test has freed is no other test's, whose process may have limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("memory", "large_images"):
+            patch.setattr(f"monai_unet.{module}.keep_freed_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """An SQLite file with MLflow's tables, to be copied: to make them takes seconds."""
