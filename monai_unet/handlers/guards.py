@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Guards:
             text = f"{error.strerror}; make room, then continue with --resume true"
             return OSError(error.errno, text, error.filename)
         if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
             return RuntimeError(self._advice(engine))
         if _says(error, NO_PEER):
             return RuntimeError(f"another process of this training has died ({error}); --resume true continues")
