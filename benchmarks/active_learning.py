@@ -67,7 +67,7 @@ def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> N
 
 
 def dice(folder: Path, options: argparse.Namespace) -> float:
-    """By the bundle's evaluation, without its distances and pictures: they take four times as long as the Dice."""
+    """By the bundle's evaluation, without its distances and pictures, which take longer than the Dice."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "evaluate.yaml"))
     handlers = [handler for handler in parser["handlers"] if "Pictures" not in str(handler)]
