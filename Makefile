@@ -51,7 +51,7 @@ lint: setup
 # each prints its table, writes benchmarks/results/*.json; the last one writes docs/benchmarks.md from them
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
-	for claim in weight_map elastic inference training_step whole_step free_speed start_up workers tracking_cost; do \
+	for claim in weight_map elastic inference whole_step free_speed start_up workers; do \
 	  $(BIN)/python -W ignore -m benchmarks.$$claim || exit 1; done
 	$(BIN)/python -m benchmarks.document
 

@@ -1,11 +1,12 @@
 """Correction loop of MONAI Label, simulated with real labels: the next case by uncertainty, or at random.
 
-    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 3] [--rounds 5] [--steps 100]
+    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 0 1 2] [--rounds 5] [--steps 150]
 
 For each seed: 5 annotated cases of the hippocampus set, a model trained on them for four times the steps, then in each
 round the next case of 30 by each of the two strategies, its label added, training continued. After each round the Dice
-on the set's test list. Training is mirrored along all axes, as the app's is, because mirrorings tell the uncertainty.
-Written to benchmarks/results/active_learning.json after every round, and drawn to docs/pictures/active_learning.png.
+on the set's test list. The uncertainty is the app's: the variance over what the training mirrors, left and right.
+Each seed is written to benchmarks/results/active_learning.json after every round, beside what that holds of other seeds
+with the same settings (so seeds may run side by side), and drawn to docs/pictures/active_learning.png at its end.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ RESULT = Path(__file__).parent / "results" / "active_learning.json"
 PICTURE = BUNDLE.parents[1] / "docs" / "pictures" / "active_learning.png"
 START = 5
 STRATEGIES = ("uncertainty", "random")
+LEFT_RIGHT = (0,)
 #: a whole volume in one tile, bfloat16 where the processor has it: the result is the same to rounding
 FAST = {"tile_size": "$None", "amp": "$torch.ops.mkldnn._is_mkldnn_bf16_supported()"}
 
@@ -56,7 +58,6 @@ def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> N
             "bundle_root": str(BUNDLE),
             "output_dir": str(folder),
             "steps_per_epoch": steps,
-            "flip_prob": 0.5,
             "train#trainer#max_epochs": 1,
             "train#dataset#data": [{key: item[key] for key in ("image", "label")} for item in items],
             "validate#dataset#data": [],
@@ -92,7 +93,7 @@ def least_sure(folder: Path, pool: list[dict[str, Any]]) -> dict[str, Any]:
     network = load_network(folder / "model.pt", in_channels=1, spatial_dims=3)
     prepare, inferer = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("inferer")
     scores = [
-        float(symmetry_variance(prepare({"image": item["image"]})["image"][None], network, inferer, "mirror").mean())
+        float(symmetry_variance(prepare({"image": item["image"]})["image"][None], network, inferer, LEFT_RIGHT).mean())
         for item in pool
     ]
     return pool[scores.index(max(scores))]
@@ -119,47 +120,60 @@ def learn(seed: int, options: argparse.Namespace, scratch: Path) -> Iterator[tup
             yield strategy, dice(folder, options)
 
 
-def draw(curves: dict[str, list[list[float]]]) -> None:
+def draw(curves: dict[str, dict[str, list[float]]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for strategy, colour in zip(STRATEGIES, ("tab:red", "tab:gray"), strict=True):
-        for curve in curves[strategy]:
-            axis.plot(range(START, START + len(curve)), curve, colour, alpha=0.3)
-        mean = [statistics.mean(values) for values in zip(*curves[strategy], strict=True)]
-        axis.plot(range(START, START + len(mean)), mean, colour, label=f"{strategy}, mean of {len(curves[strategy])}")
+        for of_seed in curves.values():
+            axis.plot(range(START, START + len(of_seed[strategy])), of_seed[strategy], colour, alpha=0.3)
+        mean = means(curves, strategy)
+        axis.plot(range(START, START + len(mean)), mean, colour, label=f"{strategy}, mean of {len(curves)}")
     axis.set(xlabel="annotated cases", ylabel="Dice on the test list")
     axis.legend()
     figure.savefig(PICTURE, dpi=100)
 
 
+def means(curves: dict[str, dict[str, list[float]]], strategy: str) -> list[float]:
+    """Over the seeds, round by round."""
+    return [statistics.mean(values) for values in zip(*(of_seed[strategy] for of_seed in curves.values()), strict=True)]
+
+
+def keep(seed: int, curves: dict[str, list[float]], settings: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Write the seed's curves beside those of other seeds, and return all that have come to their end."""
+    held = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    others = held["dice"] if held.get("settings") == settings else {}
+    dice = dict(sorted({**others, f"{seed}": curves}.items()))
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    record = {"settings": settings, "dice": dice, "hardware": hardware(where), "versions": code_version()}
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    ended = settings["rounds"] + 1
+    return {key: of_seed for key, of_seed in dice.items() if all(len(curve) == ended for curve in of_seed.values())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100, help="training steps per round")
+    parser.add_argument("--steps", type=int, default=150, help="training steps per round")
     parser.add_argument("--pool", type=int, default=30, help="cases to choose from")
     options = parser.parse_args()
-    curves: dict[str, list[list[float]]] = {strategy: [] for strategy in STRATEGIES}
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {key: value for key, value in vars(options).items() if key not in ("dataset_dir", "seeds")}
+    ended: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-        for seed in range(options.seeds):
+        for seed in options.seeds:
+            curves: dict[str, list[float]] = {strategy: [] for strategy in STRATEGIES}
             for strategy, score in learn(seed, options, Path(scratch)):
-                if len(curves[strategy]) == seed:
-                    curves[strategy].append([])
-                curves[strategy][seed].append(score)
-                print(
-                    f"seed {seed}, {strategy}, {START + len(curves[strategy][seed]) - 1} cases: {score:.4f}", flush=True
-                )
-                settings = {key: value for key, value in vars(options).items() if key != "dataset_dir"}
-                record = {"options": settings, "dice": curves, "hardware": hardware(where), "versions": code_version()}
-                RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    draw(curves)
+                curves[strategy].append(score)
+                cases = START + len(curves[strategy]) - 1
+                print(f"seed {seed}, {strategy}, {cases} cases: {score:.4f}", flush=True)
+                ended = keep(seed, curves, settings)
+    draw(ended)
     for strategy in STRATEGIES:
-        print(strategy, [f"{statistics.mean(values):.4f}" for values in zip(*curves[strategy], strict=True)])
+        print(strategy, [f"{mean:.4f}" for mean in means(ended, strategy)], f"mean of {len(ended)} seeds")
 
 
 if __name__ == "__main__":

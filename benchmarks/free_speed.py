@@ -81,7 +81,7 @@ def options(width: int) -> dict[str, tuple[str, Work, Work]]:
         found["bfloat16, pass"] = ("pass", plain, passes(network, tile, amp=True))
         found["bfloat16, step"] = ("step", step[1], steps_of(trained[1], 572, True, 1))
     if hasattr(ctypes.CDLL(None), "mallopt"):
-        kept = {"pass": plain, "pass of 1020²": passes(network, large), "step": step[1]}
+        kept = {"pass": plain, "pass of 1020²": passes(network, large), "step": step[0]}
         for what, work in kept.items():
             # a first turn after the switch, which is not what lasts, is part of both
             pair = before(before(give_back_freed_memory, work), work), before(before(keep_freed_memory, work), work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_it_follows_the_image_and_matches_a_slow_mean_over_the_symmetries(dims, 
     assert np.allclose(variance.numpy(), np.var(seen, axis=0).sum(1), atol=1e-6)
 
 
-def test_other_symmetries_are_refused():
-    with pytest.raises(ValueError, match='symmetries is \'some\'; it must be "all" or "mirror"'):
-        symmetry_variance(torch.zeros(1, 1, 4, 4), two_classes(lambda x: x), plain, "some")
+def test_mirrored_along_the_axes_that_are_asked_for_only():
+    torch.manual_seed(0)
+    network, image = ValidUNet(3, 1, 2, (2, 3), dropout=0.0).eval(), torch.randn(1, 1, 9, 12, 7)
+    inferer = OverlapTileInferer(tile_size=16)
+    with torch.no_grad():
+        straight = inferer(image, network).softmax(1)
+        mirrored = inferer(image.flip(2), network).softmax(1).flip(2)
+    expected = ((straight - mirrored) / 2).square().sum(1)
+    assert torch.allclose(symmetry_variance(image, network, inferer, (0,)), expected, atol=1e-6)
+    assert symmetry_variance(image, network, inferer, ()).max() < 1e-7
+    every = symmetry_variance(image, network, inferer, (0, 1, 2))
+    assert torch.equal(every, symmetry_variance(image, network, inferer, "mirror"))
+
+
+@pytest.mark.parametrize("symmetries", ["some", (2,), (-1,)])
+def test_other_symmetries_are_refused(symmetries):
+    with pytest.raises(ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or'):
+        symmetry_variance(torch.zeros(1, 1, 4, 4), two_classes(lambda x: x), plain, symmetries)

@@ -135,7 +135,6 @@ class Train(BundleTrainTask):  # type: ignore[misc]
         width = {"features": list(network.features), "in_channels": network.in_channels}
         width["norm"] = "batch" if normalised else "$None"  # MONAI drops an override that is None
         overrides.update({name: value for name, value in width.items() if name in self.recipe})
-        overrides["flip_prob"] = 0.5  # along all axes: by its mirrorings an image's uncertainty is told
         overrides.update({name: self.request[name] for name in OPTIONS if name in self.request})
         return overrides
 

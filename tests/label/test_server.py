@@ -26,11 +26,14 @@ import tifffile
 import torch
 from bright_network import save_bright_network
 from bundle_driver import driver
+from monai.bundle import ConfigParser
 from PIL import Image
 from test_label_contract import CELLS, EM, HIPPOCAMPUS, LABELS, on_the_command_line, picture
 
 from monai_unet.datasets import prepare
+from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
+from monai_unet.uncertainty import symmetry_variance
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(os.environ.get("MONAI_UNET_LABEL_ENV", ROOT / ".label" / "environment"))
@@ -200,6 +203,16 @@ def test_masks_are_those_of_the_command_line(served):
             assert np.allclose(affine, nib.load(served.studies / f"{image}.nii.gz").affine, atol=1e-5)
 
 
+def uncertainty(served: Served, image: str, network: ValidUNet) -> float:
+    """Over what the bundle's training shows its network: of a picture all 8, of a volume left and right."""
+    parser = ConfigParser()
+    parser.read_config(served.bundle / "configs" / "inference.yaml")
+    (file,) = (path for path in served.studies.iterdir() if path.name.split(".")[0] == image)
+    prepared = parser.get_parsed_content("preprocessing")({"image": file})["image"][None]
+    symmetries = (0,) if served.name == HIPPOCAMPUS else "all"
+    return float(symmetry_variance(prepared, network, OverlapTileInferer(), symmetries).mean())
+
+
 def test_the_next_sample_is_the_one_the_network_is_least_sure_of(served):
     """Weights by hand treat all directions alike, so other ones are served for this."""
     weights = served.bundle / "models" / "model.pt"
@@ -217,6 +230,7 @@ def test_the_next_sample_is_the_one_the_network_is_least_sure_of(served):
         records = served.get("/datastore/", output="all")["objects"]
         scores = {name: record["image"]["info"]["uncertainty"] for name, record in records.items()}
         assert all(score > 0 for score in scores.values())
+        assert scores == pytest.approx({name: uncertainty(served, name, other.eval()) for name in scores}, rel=1e-3)
         ranked = sorted(scores, key=lambda name: -scores[name])
         assert [served.post("/activelearning/uncertainty")["id"] for _ in range(2)] == ranked[:2]
         assert served.post("/activelearning/first")["id"] == sorted(scores)[0]

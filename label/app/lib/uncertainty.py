@@ -1,4 +1,4 @@
-"""Scores for "next sample": how much the network contradicts itself on the mirror images of an image."""
+"""Scores for "next sample": how much the network contradicts itself on rotations and mirror images of an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
@@ -18,10 +20,18 @@ from monai_unet.uncertainty import symmetry_variance
 logger = logging.getLogger(__name__)
 
 
+def symmetries(bundle: str) -> str | tuple[int, ...]:
+    """Those that a bundle trains on: of a picture all, of a volume the mirrorings along some of its axes."""
+    recipe = ConfigParser()
+    recipe.read_config(Path(bundle) / "configs" / "train.yaml")
+    mirrored = np.broadcast_to(recipe["flip_prob"], recipe["network_def#spatial_dims"]) > 0
+    return "all" if len(mirrored) == 2 and mirrored.all() else tuple(map(int, np.flatnonzero(mirrored)))
+
+
 class Uncertainty(ScoringMethod):
     """Writes ``uncertainty`` (mean variance per voxel) into the record of each image without a label.
 
-    The 8 rotations and mirrorings in 2-D, the 8 mirrorings in 3-D. An image is scored once per set of weights.
+    The rotations and mirrorings are those that the training has shown it. An image is scored once per set of weights.
 
     Args:
         task: whose network and preprocessing are used.
@@ -30,7 +40,7 @@ class Uncertainty(ScoringMethod):
 
     def __init__(self, task: BundleInferTask, max_samples: int = 0) -> None:
         super().__init__("Variance of the prediction over exact rotations and mirrorings")
-        self.task, self.max_samples = task, max_samples
+        self.task, self.symmetries, self.max_samples = task, symmetries(task.bundle_path), max_samples
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         weights = int(Path(self.task.get_path()).stat().st_mtime)
@@ -52,5 +62,4 @@ class Uncertainty(ScoringMethod):
         inferer.averaging = "none"
         network = self.task._get_network(device, None)
         image = data["image"][None].to(torch.device(device))
-        variance = symmetry_variance(image, network, inferer, "all" if self.task.dimension == 2 else "mirror")
-        return float(variance.mean())
+        return float(symmetry_variance(image, network, inferer, self.symmetries).mean())
