@@ -1,6 +1,6 @@
 """Correction loop of MONAI Label, simulated with real labels: the next case by uncertainty, or at random.
 
-    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 0 1 2] [--rounds 5] [--steps 150]
+    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 0 1 2] [--rounds 5] [--steps 100]
 
 For each seed: 5 annotated cases of the hippocampus set, a model trained on them for four times the steps, then in each
 round the next case of 30 by each of the two strategies, its label added, training continued. After each round the Dice
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=150, help="training steps per round")
+    parser.add_argument("--steps", type=int, default=100, help="training steps per round")
     parser.add_argument("--pool", type=int, default=30, help="cases to choose from")
     options = parser.parse_args()
     settings = {key: value for key, value in vars(options).items() if key not in ("dataset_dir", "seeds")}
