@@ -5,7 +5,8 @@
 All else is as in the bundles (channels last, inference mode, freed memory kept, one tile per pass). A pass is over the
 paper's 572² tile, and over one of 1020² where a larger tile is the point; a step is forward, loss, backward and
 optimiser on 572². `torch.compile` is timed after its compilation, which is told apart. bfloat16 only where the hardware
-has it: elsewhere it is emulated, and minutes would not suffice.
+has it: elsewhere it is emulated, and minutes would not suffice. The large image is an OME-Zarr of nine tiles, and its
+network half as wide, so that reading and writing weigh more.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from __future__ import annotations
 import argparse
 import copy
 import ctypes
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.larger_than_memory import network_of, write_image
 from benchmarks.peers import alternately, markdown, record, summary
 from benchmarks.whole_step import steps_of
-from monai_unet.inferers import TileInferer
+from monai_unet import large_images
+from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from monai_unet.networks import ValidUNet
 
@@ -62,8 +68,24 @@ def without_gradients(network: Any, image: Tensor) -> None:
         network(image)
 
 
-def options(width: int) -> dict[str, tuple[str, Work, Work]]:
+def in_turn(
+    items: Sequence[Any], read: Callable[[Any], Any], write: Callable[..., None]
+) -> Iterator[tuple[Any, Any, Callable[..., None]]]:
+    """In the place of `large_images._overlapped`."""
+    for item in items:
+        yield item, read(item), write
+
+
+def large_image(image: Path, network: ValidUNet, overlapped: bool) -> None:
+    how = large_images._overlapped if overlapped else in_turn
+    with mock.patch.object(large_images, "_overlapped", how), tempfile.TemporaryDirectory(dir=image.parent) as folder:
+        large_images.predict_large_image(image, Path(folder) / "out", network, OverlapTileInferer(388))
+
+
+def options(width: int, folder: Path) -> dict[str, tuple[str, Work, Work]]:
     """Name → (what is timed, without it, with it)."""
+    image, small = folder / "large.ome.zarr", network_of([width // 2 * 2**level for level in range(5)])
+    write_image(image, 3 * 388)
     torch.manual_seed(0)
     network = ValidUNet(2, 1, 2, tuple(width * 2**level for level in range(5))).eval()
     network = network.to(memory_format=torch.channels_last)
@@ -76,6 +98,11 @@ def options(width: int) -> dict[str, tuple[str, Work, Work]]:
         "channels last, step": ("step", *step),
         "inference mode over no_grad": ("pass", partial(without_gradients, network, tile), plain),
         "four tiles per pass": ("4 passes", one_by_one(network, four), passes(network, four)),
+        "reading and writing beside computing": (
+            "large image",
+            partial(large_image, image, small, overlapped=False),
+            partial(large_image, image, small, overlapped=True),
+        ),
     }
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         found["bfloat16, pass"] = ("pass", plain, passes(network, tile, amp=True))
@@ -106,11 +133,12 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
-    for name, (what, without, with_it) in options(given.width).items():
-        _, row = summary(alternately({"without": without, "with": with_it}, given.rounds), "without")
-        rows.append({**row, "name": name, "what": what})
-        print(f"{name}: {row['ratio']:.2f} of the time of a {what} without", flush=True)
-        keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (what, without, with_it) in options(given.width, Path(folder)).items():
+            _, row = summary(alternately({"without": without, "with": with_it}, given.rounds), "without")
+            rows.append({**row, "name": name, "what": what})
+            print(f"{name}: {row['ratio']:.2f} of the time of a {what} without", flush=True)
+            keep_freed_memory()
     try:
         without, with_it, seconds = compiled(given.width)
     except Exception as error:  # no compiler, or one that it does not like

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import re
 import resource
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from monai.transforms import Compose
 from tiny_training import SIZE, items, train
 
 from monai_unet.data import InputError, SeededDataset, SeededSampler
-from monai_unet.handlers import Guards
+from monai_unet.handlers import Guards, guards
 from monai_unet.handlers.lock import FolderLock
 from monai_unet.handlers.memory import largest_tile, step_bytes
 from monai_unet.networks import ValidUNet
@@ -159,6 +160,31 @@ def test_out_of_memory_names_a_tile_that_then_fits():
     assert found, advice
     assert 100 < int(found[1]) < 1012
     assert answer_of(_under_a_limit, int(found[1])) is None
+
+
+def test_what_the_failed_step_held_is_free_before_memory_is_counted(monkeypatch):
+    held, at_counting = [], []
+
+    def step(engine, batch):
+        def forward():
+            activations = torch.zeros(1000)
+            held.append(weakref.ref(activations))
+            raise MemoryError
+
+        forward()
+
+    def available(device):
+        at_counting.append(held[0]())
+        return 1 << 30
+
+    monkeypatch.setattr(guards, "available_bytes", available)
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    engine.state.device = torch.device("cpu")
+    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
+    assert at_counting == [None]
 
 
 def test_a_network_too_wide_for_any_tile():
