@@ -41,7 +41,8 @@ def write_image(path: Path, size: int) -> None:
     if (path / "done").exists():
         return
     group = zarr.open_group(path, mode="w")
-    array = group.create_array("0", shape=(size, size), chunks=(CHUNK, CHUNK), dtype="uint8")
+    chunks = (CHUNK, CHUNK)
+    array = group.create_array("0", shape=(size, size), chunks=chunks, dtype="uint8", dimension_names=("y", "x"))
     for i in range(0, size, CHUNK):
         for j in range(0, size, CHUNK):
             noise = np.random.default_rng((i, j)).random((CHUNK // 8, CHUNK // 8), dtype=np.float32)

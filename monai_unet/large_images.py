@@ -210,10 +210,17 @@ def _opened(
     chunk = tuple(min(_divisor(s, len(plan.size)), n) for s, n in zip(plan.stride, plan.size, strict=True))
     channels = network.out_channels - 1
     new = {"dtype": "uint8", "fill_value": 0}
-    group.create_array("0", shape=(channels, *plan.size), chunks=(1, *chunk), **new)
-    group.create_array("labels/classes/0", shape=plan.size, chunks=chunk, **new)
+    of_axes = {"shape": plan.size, "chunks": chunk, "dimension_names": tuple("zyx"[-len(chunk) :])}
+    group.create_array(
+        "0",
+        shape=(channels, *plan.size),
+        chunks=(1, *chunk),
+        dimension_names=("c", *of_axes["dimension_names"]),
+        **new,
+    )
+    group.create_array("labels/classes/0", **of_axes, **new)
     if label is not None:
-        group.create_array("labels/instances/0", shape=plan.size, chunks=chunk, **(new | {"dtype": "uint32"}))
+        group.create_array("labels/instances/0", **of_axes, **(new | {"dtype": "uint32"}))
     group["labels"].attrs["ome"] = {"version": "0.5", "labels": sorted(group["labels"])}
     group.create_array("progress/tiles", shape=plan.grid, chunks=(1,) * len(plan.grid), **new)
     group.attrs["monai_unet"] = record
@@ -244,7 +251,10 @@ def _pyramid(group: Any, image: LargeImage, reduce: Callable[[np.ndarray], np.nd
         fine = group[str(count - 1)]
         shape = (*fine.shape[:-dims], *(math.ceil(n / 2) for n in fine.shape[-dims:]))
         chunks = tuple(min(c, n) for c, n in zip(fine.chunks, shape, strict=True))
-        coarse = group.create_array(str(count), shape=shape, chunks=chunks, dtype=fine.dtype, overwrite=True)
+        names = fine.metadata.dimension_names
+        coarse = group.create_array(
+            str(count), shape=shape, chunks=chunks, dtype=fine.dtype, dimension_names=names, overwrite=True
+        )
         for place in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
             box = [slice(s, min(s + c, n)) for s, c, n in zip(place, chunks, shape, strict=True)]
             twice = [slice(2 * b.start, 2 * b.stop) for b in box[-dims:]]
@@ -264,7 +274,9 @@ def _pyramid(group: Any, image: LargeImage, reduce: Callable[[np.ndarray], np.nd
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in leading), *shift]})
         datasets.append({"path": str(number), "coordinateTransformations": transformations})
     multiscales = [{"name": "probability" if leading else "labels", "axes": axes, "datasets": datasets}]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales} | ({} if leading else {"image-label": {}})
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales} | (
+        {} if leading else {"image-label": {"colors": []}}
+    )
 
 
 def _mean(array: np.ndarray) -> np.ndarray:

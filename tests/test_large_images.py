@@ -19,6 +19,9 @@ from scipy import ndimage
 
 zarr = pytest.importorskip("zarr")
 
+from ome_zarr_models.v05.image import Image  # noqa: E402
+from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
+
 from monai_unet import large_instances  # noqa: E402
 from monai_unet.data.errors import InputError  # noqa: E402
 from monai_unet.data.large_reader import open_large_image  # noqa: E402
@@ -68,6 +71,9 @@ def oracle(image: np.ndarray, network) -> tuple[np.ndarray, np.ndarray]:
 def check(output: Path, image: np.ndarray, network=NET) -> None:
     probability, classes = oracle(image, network)
     group = zarr.open_group(output, mode="r")
+    valid = Image.from_zarr(group)  # of those who write the specification: raises at what it does not allow
+    labels = [ImageLabel.from_zarr(group["labels"][name]) for name in group["labels"].attrs["ome"]["labels"]]
+    assert [each.attributes.ome.version for each in (valid, *labels)] == ["0.5"] * (1 + len(labels))
     assert np.abs(group["0"][:].astype(int) - probability).max() <= 1  # rounding at .5
     assert (group["labels/classes/0"][:] != classes).mean() < 1e-3
     assert 0.02 < (classes > 0).mean() < 0.98, "or nothing is compared"
@@ -107,6 +113,7 @@ def test_the_output_is_ome_zarr_with_a_pyramid_and_the_pixel_size(tmp_path):
     image = RNG.random((30, 2050), dtype=np.float32)
     path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx")
     out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500))
+    check(out, image)
     opened = open_large_image(out, channels=1, level=1)
     assert (opened.shape, opened.scale, opened.unit) == ((1, 15, 1025), (1.0, 1.0), "micrometer")
     fine, coarse = zarr.open_group(out)["0"][0].astype(float), opened.read((slice(0, 15), slice(0, 1025)))[0]
