@@ -8,6 +8,7 @@ identity on every size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -291,7 +292,7 @@ def _sample(
         outs = []
         for source in sources:
             bits = source.view(SIGNED.get(source.dtype, source.dtype)).flatten(1)
-            out = bits[:, index].unflatten(1, coordinates.shape[1:])
+            out = bits.gather(1, index.expand(len(bits), -1)).unflatten(1, coordinates.shape[1:])
             if padding_mode == "zeros":
                 out = out * inside
             out = out.view(source.dtype)
@@ -308,16 +309,19 @@ def _sample(
 
 def _nearest_index(coordinates: Tensor, size: Sequence[int], padding_mode: str) -> tuple[Tensor, Tensor]:
     """Flat index of the nearest voxel, and whether it lies inside; exact for any label, unlike a float image."""
-    index = torch.zeros(coordinates[0].numel(), dtype=torch.long, device=coordinates.device)
+    number = torch.int32 if math.prod(size) < 2**31 else torch.int64
+    index = torch.zeros(coordinates.shape[1:], dtype=number, device=coordinates.device)
     inside = torch.ones(coordinates.shape[1:], dtype=torch.bool, device=coordinates.device)
     for line, n in zip(coordinates.round(), size, strict=True):
         if padding_mode == "reflection":
             last = n - 1
-            line = last - (line.remainder(2 * last) - last).abs_() if last else torch.zeros_like(line)
+            if line.abs().max() >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
+                line = line.remainder(2 * last) if last else torch.zeros_like(line)
+            line = line.abs_().sub_(last).abs_().neg_().add_(last)
         elif padding_mode == "zeros":
             inside &= (line >= 0) & (line < n)
-        index.mul_(n).add_(line.clamp(0, n - 1).to(torch.long).flatten())
-    return index, inside
+        index.mul_(n).add_(line.clamp_(0, n - 1).to(number))
+    return index.flatten().long(), inside
 
 
 def _plain(image: NdarrayOrTensor) -> Tensor:
