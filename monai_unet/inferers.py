@@ -306,18 +306,18 @@ class OverlapTileInferer(Inferer):
         """The plan of the tile that costs least; None where the memory at hand is not known."""
         weights = next(core.parameters())
         device = torch.device(self.sw_device or weights.device)
+        whole = [core.output_size(core.input_size(max(n, core.multiple))) for n in size]
+        ample = 2 * OVERHEAD * self._counted(core, whole)  # with it the image passes at once, without measuring
         if self.memory is not None:
             free = int(self.memory * 2**30)
         else:
-            at_hand = available_bytes(device)
+            beside = reserved if torch.device(self.device or device).type == device.type else 0
+            share = SHARE.get(device.type, SHARE["cpu"])
+            at_hand = available_bytes(device, enough=beside + ample / share)
             if at_hand is None:
                 return None
-            beside = reserved if torch.device(self.device or device).type == device.type else 0
-            free = int(SHARE[device.type] * max(at_hand - beside, 0))
-        whole = [core.output_size(core.input_size(max(n, core.multiple))) for n in size]
-        overhead = OVERHEAD
-        if 2 * OVERHEAD * self._counted(core, whole) > free:  # else the image passes at once, without measuring
-            overhead = self._overhead(network, core, weights)
+            free = int(share * max(at_hand - beside, 0))
+        overhead = self._overhead(network, core, weights) if ample > free else OVERHEAD
         tile = choose_tile(size, core, lambda t: int(overhead * self._counted(core, t)), free)
         taken = int(overhead * self._counted(core, tile))
         return TilePlan(tuple(size), tile, core.margin, core.multiple, taken, free)

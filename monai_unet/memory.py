@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -19,24 +20,23 @@ CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free for this process on the device; None where that cannot be known."""
+def available_bytes(device: torch.device, enough: float = math.inf) -> int | None:
+    """Memory that is free for this process on the device; None where that cannot be known.
+
+    Freed memory that the process keeps counts too, for which it is given back first; where ``enough`` bytes are free
+    without it, it is kept, and not counted.
+    """
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        if torch.cuda.mem_get_info(device)[0] < enough:
+            torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu" or sys.platform != "linux":
         return None
-    import resource
-
-    _give_back()
-
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = [int(found[1]) << 10] if found else []
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
-    free += _left_to_container()
-    return min(free, default=None)
+    free = min(_left(), default=None)
+    if free is not None and free < enough:
+        _give_back()
+        free = min(_left(), default=None)
+    return free
 
 
 def keep_freed_memory() -> None:
@@ -79,6 +79,18 @@ def _give_back() -> None:
     """What glibc has kept of freed memory goes back to Linux, and is free to be counted."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _left() -> list[int]:
+    """What the machine, the process' own limit and its control group leave, as far as they are known."""
+    import resource
+
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    free = [int(found[1]) << 10] if found else []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    return free + _left_to_container()
 
 
 def _resident(name: str) -> int:

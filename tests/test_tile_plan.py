@@ -159,14 +159,14 @@ def test_small_images_pass_at_once_and_unmeasured(monkeypatch):
         raise AssertionError("measured")
 
     monkeypatch.setattr(inferers, "measured_bytes", refuse)
-    monkeypatch.setattr(inferers, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(inferers, "available_bytes", lambda device, enough: 2**30)
     plan = OverlapTileInferer().plan((1, 1, 200, 300), NET)
     assert (plan.tiles, plan.tile) == (1, (200, 300))
     assert plan.available == 2**29 - 200 * 300 * 2 * 4 // 2, "half of what the result leaves"
 
 
 def test_the_paper_s_tile_where_the_memory_is_not_known(monkeypatch):
-    monkeypatch.setattr(inferers, "available_bytes", lambda device: None)
+    monkeypatch.setattr(inferers, "available_bytes", lambda device, enough: None)
     assert OverlapTileInferer().plan((1, 1, 1000, 1000), NET).tile == (388, 388)
     assert OverlapTileInferer(margin=2, multiple=1).plan((1, 1, 1000, 1000), lambda x: x).tile == (388, 388)
 
@@ -309,6 +309,24 @@ def test_kept_memory_is_used_again_and_still_counted():
     given_back, kept, measured = map(int, done.stdout.split())
     assert given_back > 10 * max(kept, 1)
     assert measured == pytest.approx(2**26, rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kept_memory_is_given_back_only_where_it_is_missing(monkeypatch):
+    left, given_back = [100], []
+    monkeypatch.setattr(memory, "_left", lambda: left)
+    monkeypatch.setattr(memory, "_give_back", lambda: given_back.append(left.pop()) or left.append(300))
+    cpu = torch.device("cpu")
+    assert (available_bytes(cpu, enough=100), given_back) == (100, [])
+    assert (available_bytes(cpu, enough=101), given_back) == (300, [100])
+    assert (available_bytes(cpu), given_back) == (300, [100, 300])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is read")
+def test_an_image_that_passes_at_once_leaves_kept_memory_alone(monkeypatch):
+    monkeypatch.setattr(memory, "_give_back", lambda: pytest.fail("the next pass would get it page by page"))
+    network = ValidUNet(2, 1, 2, (2, 3))
+    assert OverlapTileInferer().plan((1, 1, 40, 40), network).tiles == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
