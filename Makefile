@@ -52,8 +52,8 @@ lint: setup
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	for claim in weight_map elastic inference whole_step free_speed start_up workers; do \
-	  $(BIN)/python -W ignore -m benchmarks.$$claim || exit 1; done
-	$(BIN)/python -m benchmarks.document
+	  date "+%T benchmarks.$$claim"; $(BIN)/python -W ignore -m benchmarks.$$claim || exit 1; done
+	date "+%T benchmarks.document"; $(BIN)/python -m benchmarks.document
 
 clean:
 	rm -rf .venv .label demo

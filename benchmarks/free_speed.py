@@ -2,7 +2,7 @@
 
     python -m benchmarks.free_speed [--width 32] [--rounds 3]
 
-All else is as in the bundles (channels last, inference mode, freed memory kept, one tile per pass). A pass is over the
+All else is as in the bundles (passes in channels last, inference mode, freed memory kept, one tile). A pass is over the
 paper's 572² tile, and over one of 1020² where a larger tile is the point; a step is forward, loss, backward and
 optimiser on 572². `torch.compile` is timed after its compilation, which is told apart. bfloat16 only where the hardware
 has it: elsewhere it is emulated, and minutes would not suffice. The large image is an OME-Zarr of nine tiles, and its

@@ -210,17 +210,12 @@ def _opened(
     chunk = tuple(min(_divisor(s, len(plan.size)), n) for s, n in zip(plan.stride, plan.size, strict=True))
     channels = network.out_channels - 1
     new = {"dtype": "uint8", "fill_value": 0}
-    of_axes = {"shape": plan.size, "chunks": chunk, "dimension_names": tuple("zyx"[-len(chunk) :])}
-    group.create_array(
-        "0",
-        shape=(channels, *plan.size),
-        chunks=(1, *chunk),
-        dimension_names=("c", *of_axes["dimension_names"]),
-        **new,
-    )
-    group.create_array("labels/classes/0", **of_axes, **new)
+    names = tuple("zyx"[-len(chunk) :])
+    group.create_array("0", shape=(channels, *plan.size), chunks=(1, *chunk), dimension_names=("c", *names), **new)
+    labels = new | {"shape": plan.size, "chunks": chunk, "dimension_names": names}
+    group.create_array("labels/classes/0", **labels)
     if label is not None:
-        group.create_array("labels/instances/0", **of_axes, **(new | {"dtype": "uint32"}))
+        group.create_array("labels/instances/0", **(labels | {"dtype": "uint32"}))
     group["labels"].attrs["ome"] = {"version": "0.5", "labels": sorted(group["labels"])}
     group.create_array("progress/tiles", shape=plan.grid, chunks=(1,) * len(plan.grid), **new)
     group.attrs["monai_unet"] = record

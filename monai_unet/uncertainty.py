@@ -30,8 +30,8 @@ def symmetry_variance(
         network: gives logits (B, K, *spatial).
         inferer: ``inferer(image, network)`` gives the logits of the whole image, any size; without averaging.
         symmetries: "all" the 8 mirrorings and right-angled rotations in 2-D, 48 in 3-D (for equal voxel sizes);
-            "mirror" the 2^d mirrorings; (0, 2) those along these spatial axes only. Take what the training did: on
-            images turned as none of its images was, the network errs everywhere alike.
+            "mirror" the 2^d mirrorings; (0, 2) those along these spatial axes only. Take what the training did:
+            what it has not shown the network says little of an image.
 
     Returns:
         (B, *spatial), float32: the variance over the symmetries, summed over the classes; from 0, where all agree, to

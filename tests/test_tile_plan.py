@@ -21,6 +21,7 @@ from monai_unet.networks import ValidUNet
 from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
 
 torch.manual_seed(0)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 NET = ValidUNet(2, 1, 2, (3, 4, 5)).eval()  # margin 20, multiple 4
 PAPER = ValidUNet(2, 1, 2, (1, 1, 1, 1, 1)).eval()  # margin 92, multiple 16: what sizes ask of it
 
@@ -278,7 +279,7 @@ def test_a_real_lack_of_memory():
 # --- memory ---
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@LINUX
 def test_measured_memory_is_what_was_touched():
     touched = 200 * 2**20
     assert measured_bytes(lambda: torch.ones(touched, dtype=torch.uint8), torch.device("cpu")) == pytest.approx(
@@ -311,7 +312,7 @@ def test_kept_memory_is_used_again_and_still_counted():
     assert measured == pytest.approx(2**26, rel=0.1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@LINUX
 def test_kept_memory_is_given_back_only_where_it_is_missing(monkeypatch):
     left, given_back = [100], []
     monkeypatch.setattr(memory, "_left", lambda: left)
@@ -322,14 +323,14 @@ def test_kept_memory_is_given_back_only_where_it_is_missing(monkeypatch):
     assert (available_bytes(cpu), given_back) == (300, [100, 300])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is read")
+@LINUX
 def test_an_image_that_passes_at_once_leaves_kept_memory_alone(monkeypatch):
     monkeypatch.setattr(memory, "_give_back", lambda: pytest.fail("the next pass would get it page by page"))
     network = ValidUNet(2, 1, 2, (2, 3))
     assert OverlapTileInferer().plan((1, 1, 40, 40), network).tiles == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@LINUX
 def test_a_container_s_limit_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     free = available_bytes(torch.device("cpu"))
