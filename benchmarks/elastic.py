@@ -236,7 +236,7 @@ def compare(size: tuple[int, ...], order: int, rounds: int) -> list[dict[str, An
         if fields[name]["label_off"] > 0.6:
             raise AssertionError(f"{name}: image and label lie {fields[name]['label_off']:.2f} voxels apart")
     about = {"size": size, "order": order, "rounds": rounds}
-    rows = summary(alternately(works, rounds), "ours")
+    rows = summary(alternately(works, rounds, warm_up=False), "ours")
     return [{**about, **row, "given": entries[row["name"]][1], **fields[row["name"]]} for row in rows]
 
 

@@ -32,11 +32,14 @@ def available(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     return made
 
 
-def alternately(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in each round, after one warm-up of each; every round starts with another of them."""
+def alternately(works: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each work in each round, after one warm-up of each; every round starts with another of them.
+
+    ``warm_up=False`` where each has run already.
+    """
     names = list(works)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):
+    for number in range(-1 if warm_up else 0, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             start = time.perf_counter()

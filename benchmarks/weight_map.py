@@ -151,7 +151,7 @@ def compare(size: Sequence[int], count: int) -> list[dict[str, Any]]:
         else:
             rows.append({**about, "name": name, "how": f"estimated from {SOME} objects", "median_s": estimate})
     rounds = 1 if slow or np.prod(size) > 2**22 or len(size) == 3 else 3
-    measured = {row["name"]: row for row in summary(alternately(works, rounds), OURS)}
+    measured = {row["name"]: row for row in summary(alternately(works, rounds, warm_up=False), OURS)}
     rows = [{**about, "name": OURS, "how": "measured"}, *rows]
     for row in rows:
         row.update(measured.get(row["name"], {}))

@@ -18,6 +18,13 @@ def test_works_take_turns_and_the_warm_up_does_not_count() -> None:
     assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_without_a_warm_up_all_turns_count() -> None:
+    calls: list[str] = []
+    times = peers.alternately({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2, warm_up=False)
+    assert "".join(calls) == "ab" + "ba"
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+
+
 def test_a_work_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
