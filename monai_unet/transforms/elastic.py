@@ -190,6 +190,8 @@ class RandElasticDeformation(RandomizableTransform):
         if randomize:
             self.randomize(img)
         coordinates, on_voxels = self.coordinates(img.shape[1:], _plain(img).device)
+        if self.padding_mode == "reflection":
+            coordinates = _mirrored(coordinates, img.shape[1:])
         (out,) = _sample([img], coordinates, on_voxels, self.mode, self.padding_mode)
         return out
 
@@ -274,21 +276,28 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         if len(set(shapes.values())) > 1:
             raise ValueError(f"the keys' spatial shapes differ: {shapes}; image, label and weights must match")
         coordinates, on_voxels = self.deformation.coordinates(first.shape[1:], _plain(first).device)
+        paddings = {padding_mode for _, padding_mode in together}
+        where = dict.fromkeys(paddings, coordinates)
+        if "reflection" in paddings:
+            where["reflection"] = _mirrored(coordinates, first.shape[1:])
         for how, keys in together.items():
-            d.update(zip(keys, _sample([d[key] for key in keys], coordinates, on_voxels, *how), strict=True))
+            d.update(zip(keys, _sample([d[key] for key in keys], where[how[1]], on_voxels, *how), strict=True))
         return d
 
 
 def _sample(
     images: Sequence[NdarrayOrTensor], coordinates: Tensor, on_voxels: bool, mode: str, padding_mode: str
 ) -> list[NdarrayOrTensor]:
-    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels."""
+    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels, mirrored ones inside."""
     sources = [_plain(image) for image in images]
     size = sources[0].shape[1:]
     if mode == "bicubic" and len(size) != 2:
         raise ValueError(f"mode 'bicubic' is for 2-D images, this one has {len(size)} axes; use 'bilinear'")
     if mode == "nearest" or on_voxels:
-        index, inside = _nearest_index(coordinates, size, padding_mode)
+        index = _nearest_index(coordinates, size)
+        if padding_mode == "zeros":
+            nearest = coordinates.round().unbind()
+            inside = math.prod((line >= 0) & (line < n) for line, n in zip(nearest, size, strict=True))
         outs = []
         for source in sources:
             bits = source.view(SIGNED.get(source.dtype, source.dtype)).flatten(1)
@@ -298,30 +307,43 @@ def _sample(
             out = out.view(source.dtype)
             outs.append(out if mode == "nearest" else out.to(torch.float32))
     else:
-        # x first, in −1 … 1 between the centres of the outermost voxels
-        scale = torch.tensor([2 / max(n - 1, 1) for n in size], device=coordinates.device)
-        grid = coordinates.mul(scale.reshape(-1, *(1,) * len(size))).sub_(1).flip(0).movedim(0, -1)[None]
         stacked = torch.cat([source.to(torch.float32) for source in sources])[None]
+        beyond = 0
+        if padding_mode == "reflection":
+            if mode == "bicubic" and min(size) > 1:
+                beyond, padding_mode = 1, "border"  # the farthest voxel a cubic reads
+                stacked = F.pad(stacked, (beyond,) * 4, "reflect")
+            elif mode == "bilinear":
+                padding_mode = "border"
+        # x first, in −1 … 1 between the centres of the outermost voxels
+        grid = torch.empty_like(coordinates)
+        for line, scaled, n in zip(coordinates, reversed(grid.unbind()), size, strict=True):
+            scale = 2 / max(n - 1 + 2 * beyond, 1)
+            torch.add(line.new_tensor(beyond * scale - 1), line, alpha=scale, out=scaled)
+        grid = grid.movedim(0, -1)[None]
         read = F.grid_sample(stacked, grid, mode=mode, padding_mode=padding_mode, align_corners=True)[0]
         outs = list(read.split([len(source) for source in sources]))
     return [convert_to_dst_type(out, image, dtype=out.dtype)[0] for out, image in zip(outs, images, strict=True)]
 
 
-def _nearest_index(coordinates: Tensor, size: Sequence[int], padding_mode: str) -> tuple[Tensor, Tensor]:
-    """Flat index of the nearest voxel, and whether it lies inside; exact for any label, unlike a float image."""
+def _mirrored(coordinates: Tensor, size: Sequence[int]) -> Tensor:
+    """Coordinates beyond the outermost voxels, mirrored about these, back to where the image holds the same."""
+    coordinates = coordinates.clone()
+    for line, n in zip(coordinates, size, strict=True):
+        last = n - 1
+        if line.abs().max() >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
+            line.remainder_(2 * last) if last else line.zero_()
+        line.abs_().sub_(last).abs_().neg_().add_(last)
+    return coordinates
+
+
+def _nearest_index(coordinates: Tensor, size: Sequence[int]) -> Tensor:
+    """Flat index of the nearest voxel in the image; exact for any label, unlike a float image."""
     number = torch.int32 if math.prod(size) < 2**31 else torch.int64
     index = torch.zeros(coordinates.shape[1:], dtype=number, device=coordinates.device)
-    inside = torch.ones(coordinates.shape[1:], dtype=torch.bool, device=coordinates.device)
     for line, n in zip(coordinates.round(), size, strict=True):
-        if padding_mode == "reflection":
-            last = n - 1
-            if line.abs().max() >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
-                line = line.remainder(2 * last) if last else torch.zeros_like(line)
-            line = line.abs_().sub_(last).abs_().neg_().add_(last)
-        elif padding_mode == "zeros":
-            inside &= (line >= 0) & (line < n)
         index.mul_(n).add_(line.clamp_(0, n - 1).to(number))
-    return index.flatten().long(), inside
+    return index.flatten().long()
 
 
 def _plain(image: NdarrayOrTensor) -> Tensor:

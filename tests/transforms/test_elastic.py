@@ -174,6 +174,30 @@ def test_half_voxel_shifts_mirror_about_the_outermost_voxels(mode: str) -> None:
     np.testing.assert_allclose(transform(image, randomize=False)[0, 0], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 7), (24, 31)])
+def test_what_is_read_near_the_edge_is_that_of_the_mirrored_image(size: tuple[int, ...], mode: str) -> None:
+    """Oracle: the image is padded by mirroring as far as the field reaches, and read there without any padding mode."""
+    image, far = noise(1, *size), 60
+    transform = drawn(image, mode=mode)
+    coordinates, _ = transform.coordinates(size)
+    assert coordinates.abs().max() < far - 4
+    padded = torch.as_tensor(np.pad(image.numpy(), [(0, 0), (far, far), (far, far)], mode="reflect"))
+    last = torch.tensor([padded.shape[2] - 1, padded.shape[1] - 1])
+    grid = (coordinates + far).flip(0).movedim(0, -1)[None] / last * 2 - 1
+    expected = torch.nn.functional.grid_sample(padded[None], grid, mode=mode, padding_mode="zeros", align_corners=True)
+    np.testing.assert_allclose(transform(image, randomize=False), expected[0], atol=0.02)  # float32 grids, of 0 … 255
+
+
+def test_keys_of_other_padding_modes_do_not_disturb_each_other() -> None:
+    image, modes = noise(1, 20, 30), ["reflection", "zeros", "border"]
+    deform = RandElasticDeformationd(modes, mode=["bilinear", "nearest", "nearest"], padding_mode=modes)
+    together = deform.set_random_state(0)(dict.fromkeys(modes, image))
+    for mode, how in zip(modes, ["bilinear", "nearest", "nearest"], strict=True):
+        alone = RandElasticDeformation(mode=how, padding_mode=mode).set_random_state(0)(image)
+        np.testing.assert_array_equal(together[mode], alone)
+
+
 @pytest.mark.parametrize(("padding_mode", "expected"), [("border", [5, 5, 5, 6, 7, 7]), ("zeros", [0, 0, 5, 6, 7, 0])])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_other_padding_modes(padding_mode: str, expected: list[int], mode: str) -> None:
