@@ -122,7 +122,8 @@ def compiled(width: int) -> tuple[Work, Work, float]:
     network, tile = network.to(memory_format=torch.channels_last), torch.randn(1, 1, 572, 572)
     fast = passes(torch.compile(network), tile)
     start = time.perf_counter()
-    fast()
+    with torch.compiler.config.patch(force_disable_caches=True):  # what an earlier run compiled
+        fast()
     return passes(network, tile), fast, time.perf_counter() - start
 
 

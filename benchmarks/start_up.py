@@ -61,8 +61,7 @@ def main() -> None:
             title: partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL, cwd=BUNDLE.parents[1])
             for title, command in commands.items()
         }
-        works[FIRST]()  # imports all that the others do
-        times = alternately(works, rounds, warm_up=False)
+        times = alternately(works, rounds, warm_up=False)  # a first round that reads from a slow disk is not the median
     print(table(record("start_up", summary(times, EMPTY), packages=("monai",))))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.handlers import BasicTimeProfiler
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 from torch import nn
@@ -122,6 +123,8 @@ def main() -> None:
             config = bundle(width, amp, given.steps, data, Path(folder))
             trainer, network = config.get_parsed_content("train#trainer"), config.get_parsed_content("network")
             trainer.logger.disabled = True
+            profiler = BasicTimeProfiler()  # of the last epoch
+            profiler.attach(trainer)
             features = (*(width * 2**level for level in range(5)), width)
             peer = BasicUNet(2, 1, 2, features).to(device, memory_format=config.get_parsed_content("memory_format"))
             works = {
@@ -132,9 +135,14 @@ def main() -> None:
             parts[str(width)] = pieces(config, amp)
             epoch(trainer)  # with the pieces, the warm-up
             times = alternately(works, given.rounds, warm_up=False)
-            for name, taken in times.items():
-                per_step = [t / given.steps for t in taken]
-                ratio = statistics.median(t / limit for t, limit in zip(taken, times[PLAIN], strict=True))
+            taken = profiler.get_results()
+            parts[str(width)] |= {
+                "in the whole step: waiting for the tile": float(taken["dataflow_stats"]["total"]) / given.steps,
+                "in the whole step: handlers": float(taken["event_handlers_stats"]["total_time"]) / given.steps,
+            }
+            for name, turns in times.items():
+                per_step = [t / given.steps for t in turns]
+                ratio = statistics.median(t / limit for t, limit in zip(turns, times[PLAIN], strict=True))
                 row = {"width": width, "name": name, "median_s": statistics.median(per_step), "ratio": ratio}
                 rows.append(row | {"min_s": min(per_step), "max_s": max(per_step)})
     dtype = "bfloat16" if amp else "float32"
