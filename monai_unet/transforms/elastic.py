@@ -8,6 +8,7 @@ identity on every size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -135,12 +136,8 @@ class RandElasticDeformation(RandomizableTransform):
         Cubic convolution (a = −0.75) of ``self.nodes``, one axis after the other, nodes on the tile's corners.
         """
         field = torch.as_tensor(self.nodes, dtype=torch.float32, device=device)
-        size = self.grid_size
-        for n in spatial_size:
-            matrix = F.interpolate(
-                torch.eye(size, device=device)[None, None], size=(n, size), mode="bicubic", align_corners=True
-            )[0, 0]
-            field = torch.tensordot(field, matrix, dims=([1], [1]))  # consumes the first axis, appends the new one
+        for n in spatial_size:  # consumes the first axis, appends the new one
+            field = torch.tensordot(field, _cubic_convolution(self.grid_size, n, device), dims=([1], [1]))
         return field
 
     def coordinates(self, input_size: Sequence[int], device: torch.device | None = None) -> tuple[Tensor, bool]:
@@ -285,10 +282,20 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         return d
 
 
+@functools.lru_cache(maxsize=8)
+def _cubic_convolution(nodes: int, n: int, device: torch.device | None) -> Tensor:
+    """Values at the nodes → values at n voxels from the first to the last node: (n, nodes)."""
+    one_by_one = torch.eye(nodes, device=device)[None, None]
+    return F.interpolate(one_by_one, size=(n, nodes), mode="bicubic", align_corners=True)[0, 0]
+
+
 def _sample(
     images: Sequence[NdarrayOrTensor], coordinates: Tensor, on_voxels: bool, mode: str, padding_mode: str
 ) -> list[NdarrayOrTensor]:
-    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels, mirrored ones inside."""
+    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels.
+
+    With padding mode "reflection" the coordinates have been through `_mirrored`.
+    """
     sources = [_plain(image) for image in images]
     size = sources[0].shape[1:]
     if mode == "bicubic" and len(size) != 2:
@@ -307,19 +314,20 @@ def _sample(
             out = out.view(source.dtype)
             outs.append(out if mode == "nearest" else out.to(torch.float32))
     else:
-        stacked = torch.cat([source.to(torch.float32) for source in sources])[None]
+        box = [_read_between(line, n) for line, n in zip(coordinates, size, strict=True)]
+        stacked = torch.cat([source[(slice(None), *box)].to(torch.float32) for source in sources])[None]
         beyond = 0
         if padding_mode == "reflection":
             if mode == "bicubic" and min(size) > 1:
-                beyond, padding_mode = 1, "border"  # the farthest voxel a cubic reads
+                beyond, padding_mode = 1, "border"  # the farthest voxel that a cubic reads
                 stacked = F.pad(stacked, (beyond,) * 4, "reflect")
             elif mode == "bilinear":
                 padding_mode = "border"
         # x first, in −1 … 1 between the centres of the outermost voxels
         grid = torch.empty_like(coordinates)
-        for line, scaled, n in zip(coordinates, reversed(grid.unbind()), size, strict=True):
-            scale = 2 / max(n - 1 + 2 * beyond, 1)
-            torch.add(line.new_tensor(beyond * scale - 1), line, alpha=scale, out=scaled)
+        for line, scaled, side, n in zip(coordinates, reversed(grid.unbind()), box, stacked.shape[2:], strict=True):
+            scale = 2 / max(n - 1, 1)
+            torch.add(line.new_tensor((beyond - side.start) * scale - 1), line, alpha=scale, out=scaled)
         grid = grid.movedim(0, -1)[None]
         read = F.grid_sample(stacked, grid, mode=mode, padding_mode=padding_mode, align_corners=True)[0]
         outs = list(read.split([len(source) for source in sources]))
@@ -331,18 +339,27 @@ def _mirrored(coordinates: Tensor, size: Sequence[int]) -> Tensor:
     coordinates = coordinates.clone()
     for line, n in zip(coordinates, size, strict=True):
         last = n - 1
-        if line.abs().max() >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
+        low, high = line.aminmax()
+        if max(-low, high) >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
             line.remainder_(2 * last) if last else line.zero_()
-        line.abs_().sub_(last).abs_().neg_().add_(last)
+        line.abs_()
+        torch.minimum(line, 2 * last - line, out=line)
     return coordinates
+
+
+def _read_between(line: Tensor, n: int) -> slice:
+    """Of n voxels, those that any interpolation at the coordinates reads: a tile needs no more of a large image."""
+    low, high = line.aminmax()
+    start = min(max(int(low) - 2, 0), n - 1)
+    return slice(start, max(min(int(high) + 4, n), start + 1))
 
 
 def _nearest_index(coordinates: Tensor, size: Sequence[int]) -> Tensor:
     """Flat index of the nearest voxel in the image; exact for any label, unlike a float image."""
-    number = torch.int32 if math.prod(size) < 2**31 else torch.int64
-    index = torch.zeros(coordinates.shape[1:], dtype=number, device=coordinates.device)
+    exact = torch.float32 if math.prod(size) <= 2**24 else torch.float64
+    index = torch.zeros(coordinates.shape[1:], dtype=exact, device=coordinates.device)
     for line, n in zip(coordinates.round(), size, strict=True):
-        index.mul_(n).add_(line.clamp_(0, n - 1).to(number))
+        index.mul_(n).add_(line.clamp_(0, n - 1))
     return index.flatten().long()
 
 

@@ -175,13 +175,16 @@ def test_half_voxel_shifts_mirror_about_the_outermost_voxels(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 7), (24, 31)])
-def test_what_is_read_near_the_edge_is_that_of_the_mirrored_image(size: tuple[int, ...], mode: str) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 7), (24, 31), (90, 80)])
+@pytest.mark.parametrize("tile", [None, (6, 5), (1, 1)])
+def test_what_is_read_is_that_of_the_mirrored_image(
+    size: tuple[int, ...], tile: tuple[int, ...] | None, mode: str
+) -> None:
     """Oracle: the image is padded by mirroring as far as the field reaches, and read there without any padding mode."""
     image, far = noise(1, *size), 60
-    transform = drawn(image, mode=mode)
+    transform = drawn(image, mode=mode, spatial_size=tile, random_center=True, flip_prob=0.5, rotate_range=0.1)
     coordinates, _ = transform.coordinates(size)
-    assert coordinates.abs().max() < far - 4
+    assert coordinates.min() > 4 - far and coordinates.max() < min(size) + far - 4
     padded = torch.as_tensor(np.pad(image.numpy(), [(0, 0), (far, far), (far, far)], mode="reflect"))
     last = torch.tensor([padded.shape[2] - 1, padded.shape[1] - 1])
     grid = (coordinates + far).flip(0).movedim(0, -1)[None] / last * 2 - 1
