@@ -57,8 +57,9 @@ def check_weights(bundle: Path, given: str) -> None:
             raise Refused(f"WEIGHTS={given}: there is no such file")
         if weights.is_file() and weights.read_bytes() != Path(given).read_bytes():
             raise Refused(f"{weights} is there already and would be lost; move it away, or leave out WEIGHTS")
-        weights.parent.mkdir(exist_ok=True)
-        shutil.copyfile(given, weights)
+        if not weights.is_file():
+            weights.parent.mkdir(exist_ok=True)
+            shutil.copyfile(given, weights)
     if not weights.is_file():
         raise Refused(
             f"{weights} is missing: train the bundle first (its docs/README.md says how), or say WEIGHTS=a/model.pt"

@@ -71,6 +71,7 @@ def test_given_weights_are_copied_and_replace_none(bundle, studies, tmp_path, mo
     serve.check_weights(bundle, str(given))
     assert weights.read_bytes() == b"mine"
     serve.check_weights(bundle, str(given))  # the same again is none the worse
+    serve.check_weights(bundle, str(weights))
 
 
 def test_studies_that_are_no_folder_or_hold_nothing(bundle, tmp_path, monkeypatch, capsys):

@@ -235,6 +235,8 @@ def test_the_next_sample_is_the_one_the_network_is_least_sure_of(served):
         assert [served.post("/activelearning/uncertainty")["id"] for _ in range(2)] == ranked[:2]
         assert served.post("/activelearning/first")["id"] == sorted(scores)[0]
         assert served.post("/activelearning/random")["id"] in scores
+        for name in scores:  # as averaged as before the scoring
+            assert np.mean((served.mask(name) > 0) == (served.expected(name) > 0)) > 0.999, name
     finally:
         weights.write_bytes(by_hand)
 

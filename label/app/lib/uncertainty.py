@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ class Uncertainty(ScoringMethod):
     def score(self, path: str, device: str) -> float:
         data: dict[str, Any] = {"image": path, "image_path": path, "device": device}
         data = self.task.run_pre_transforms(data, self.task.pre_transforms(data))
-        inferer = self.task.inferer(data)
+        inferer = copy.copy(self.task.inferer(data))  # the task's own answers requests, meanwhile too
         assert isinstance(inferer, OverlapTileInferer)
         inferer.averaging = "none"
         network = self.task._get_network(device, None)
