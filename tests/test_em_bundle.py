@@ -120,6 +120,18 @@ def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_p
     assert len(list((tmp_path / "eval" / "pictures").glob("*.png"))) == 3
 
 
+def test_labels_from_monai_label_are_evaluated_as_well(trained, data, tmp_path):
+    """It writes 0 / 1 where the challenge has 0 / 255."""
+    shutil.copytree(data, tmp_path / "ones")
+    for file in (tmp_path / "ones").rglob("train-labels-*.png"):
+        Image.fromarray(np.asarray(Image.open(file)) // 255).save(file)
+    scores = []
+    for folder in (data, tmp_path / "ones"):
+        run("evaluate", dataset_dir=str(folder), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
+        scores.append(json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"])
+    assert scores[0] == scores[1]
+
+
 def test_prediction_of_files_stacks_and_folders(trained, data, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

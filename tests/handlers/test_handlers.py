@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 from monai.data import MetaTensor
 
 from monai_unet.data import InputError
 from monai_unet.data.atomic import replacing
-from monai_unet.handlers import BestCheckpoint, Tracking, load_network
+from monai_unet.handlers import BestCheckpoint, Scores, Tracking, load_network
 from monai_unet.networks import ValidUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -116,3 +118,26 @@ def test_pictures_outline_each_of_two_touching_cells(limit, tmp_path, monkeypatc
         assert whole[10, 14] == whole[10, 15] == (1 if limit > 1 or outlines == 1 else 0)
         assert whole[10, 8] == 1
         assert whole[2, 2] == 0
+
+
+def test_scores_that_are_not_finite_leave_json_that_any_parser_reads(tmp_path):
+    engine = Engine(lambda engine, batch: [{"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": batch})}])
+    Scores(tmp_path, facts={"averaging": "all"}).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def _(engine: Engine) -> None:
+        engine.state.metrics = {"hd95": float("inf"), "dice": 0.5}
+        engine.state.metric_details = {
+            "hd95": torch.tensor([[float("inf")], [2.0]]),
+            "dice": torch.tensor([[0.5], [float("nan")]]),
+        }
+
+    engine.run(["a/one.nii", "b/two.nii"])
+    record = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert record == {
+        "averaging": "all",
+        "overall": {"hd95": "inf", "dice": 0.5},
+        "images": [{"image": "one.nii", "hd95": "inf", "dice": 0.5}, {"image": "two.nii", "hd95": 2.0, "dice": "nan"}],
+    }
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert [(row["hd95"], row["dice"]) for row in rows] == [("inf", "0.5"), ("2.0", "nan"), ("inf", "0.5")]
