@@ -35,7 +35,7 @@ def available(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
 def alternately(works: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds of each work in each round, after one warm-up of each; every round starts with another of them.
 
-    ``warm_up=False`` where each has run already.
+    ``warm_up=False`` where each has run already, or where one cold turn does not decide a median.
     """
     names = list(works)
     times: dict[str, list[float]] = {name: [] for name in names}

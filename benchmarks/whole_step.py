@@ -67,10 +67,13 @@ def steps_of(network: nn.Module, size: int, amp: bool, steps: int) -> Callable[[
     return run
 
 
-def epoch(trainer: Any) -> None:
-    """The trainer's next steps: one epoch more."""
+def epoch(trainer: Any, profiler: BasicTimeProfiler, steps: int, beside: dict[str, list[float]]) -> None:
+    """The trainer's next steps, one epoch more; seconds of a step beside its iteration are added to ``beside``."""
     trainer.state.max_epochs = trainer.state.epoch + 1
     trainer.run()
+    taken = profiler.get_results()
+    beside["waiting for the tile"].append(float(taken["dataflow_stats"]["total"]) / steps)
+    beside["handlers"].append(float(taken["event_handlers_stats"]["total_time"]) / steps)
 
 
 def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float]:
@@ -123,23 +126,20 @@ def main() -> None:
             config = bundle(width, amp, given.steps, data, Path(folder))
             trainer, network = config.get_parsed_content("train#trainer"), config.get_parsed_content("network")
             trainer.logger.disabled = True
-            profiler = BasicTimeProfiler()  # of the last epoch
+            profiler = BasicTimeProfiler()
+            beside: dict[str, list[float]] = {"waiting for the tile": [], "handlers": []}
             profiler.attach(trainer)
             features = (*(width * 2**level for level in range(5)), width)
             peer = BasicUNet(2, 1, 2, features).to(device, memory_format=config.get_parsed_content("memory_format"))
             works = {
                 PLAIN: steps_of(network, 572, amp, given.steps),
-                WHOLE: partial(epoch, trainer),
+                WHOLE: partial(epoch, trainer, profiler, given.steps, beside),
                 PEER: steps_of(peer, 576, amp, given.steps),
             }
             parts[str(width)] = pieces(config, amp)
-            epoch(trainer)  # with the pieces, the warm-up
+            works[PEER]()  # with the pieces, the warm-up
             times = alternately(works, given.rounds, warm_up=False)
-            taken = profiler.get_results()
-            parts[str(width)] |= {
-                "in the whole step: waiting for the tile": float(taken["dataflow_stats"]["total"]) / given.steps,
-                "in the whole step: handlers": float(taken["event_handlers_stats"]["total_time"]) / given.steps,
-            }
+            parts[str(width)] |= {f"in the whole step: {name}": statistics.median(s) for name, s in beside.items()}
             for name, turns in times.items():
                 per_step = [t / given.steps for t in turns]
                 ratio = statistics.median(t / limit for t, limit in zip(turns, times[PLAIN], strict=True))
