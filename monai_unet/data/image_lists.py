@@ -13,7 +13,7 @@ import numpy as np
 from monai.utils.misc import ensure_tuple
 
 from monai_unet.data.errors import InputError
-from monai_unet.data.microscopy import OUT_OF_SCOPE, SUFFIXES, MicroscopyReader
+from monai_unet.data.microscopy import LARGE, OUT_OF_SCOPE, PREDICT, SUFFIXES, MicroscopyReader
 
 __all__ = ["check_images", "list_images"]
 
@@ -102,7 +102,8 @@ def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
         files = [path]
     else:
         problem = f"{path.suffix or 'a name without suffix'} is not read here"
-        raise InputError(path, problem, f"Export it as TIFF; these are read: {', '.join(SUFFIXES)}")
+        cure = f"Export it as TIFF; these are read: {', '.join(SUFFIXES)}"
+        raise InputError(path, problem, PREDICT if path.suffix.lower() in LARGE else cure)
     files.sort(key=lambda file: [(not c.isdecimal(), int(c) if c.isdecimal() else c) for c in _chunks(file)])
     for one, two in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
         if one.stem == two.stem:

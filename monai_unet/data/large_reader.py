@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from monai_unet.data.errors import InputError
+from monai_unet.data.microscopy import pixel_sizes
 
 __all__ = ["LargeImage", "open_large_image"]
 
@@ -30,8 +31,10 @@ class LargeImage:
         path: the file or folder.
         shape: (C, *spatial) of what `read` takes boxes of.
         dtype: of the stored values.
-        scale: size of a voxel per spatial axis, in ``unit``; 1 where the file does not tell.
-        unit: of length, as in OME-NGFF ("micrometer"); None where the file does not tell.
+        scale: size of a voxel of this level per spatial axis, in ``unit``; where the file does not tell, 1 at level 0.
+        origin: centre of the first voxel per spatial axis, in ``unit``; where the file does not tell, 0 at level 0.
+        unit: of length, as in OME-NGFF ("micrometer"); None where the file does not tell it for X, or a TIFF not the
+            size along every spatial axis.
         open: context of the array as it is stored, anything that takes NumPy's slices.
         axes: of the stored array, such as "TCZYX"; "S" are the samples of a colour.
     """
@@ -40,6 +43,7 @@ class LargeImage:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     scale: tuple[float, ...]
+    origin: tuple[float, ...]
     unit: str | None
     axes: str
     open: Callable[[], AbstractContextManager[Any]] = field(repr=False)
@@ -86,7 +90,7 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
     else:
         problem = f"{path.suffix or 'a name without suffix'} is not read box by box"
         raise InputError(path, problem, f"Convert it to OME-Zarr, TIFF or .npy; read are {', '.join(TIFFS)}")
-    axes, size, dtype, scale, unit, open_array = opened
+    axes, size, dtype, scale, origin, unit, open_array = opened
     wanted = "ZYX"[-spatial_dims:]
     found = dict(zip(axes, size, strict=True))
     others = {axis: n for axis, n in found.items() if axis not in wanted + "CS" and n > 1}
@@ -105,11 +109,18 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
         raise InputError(path, f"shape {tuple(size)}: it holds no voxel", "Check the file")
     shape = (channels, *(found[axis] for axis in wanted))
     sizes = tuple(scale.get(axis, 1.0) for axis in wanted)
-    return LargeImage(path, shape, dtype, sizes, unit, axes, open_array)
+    starts = tuple(origin.get(axis, 0.0) for axis in wanted)
+    return LargeImage(path, shape, dtype, sizes, starts, unit, axes, open_array)
 
 
 _Opened = tuple[
-    str, Sequence[int], np.dtype[Any], Mapping[str, float], str | None, Callable[[], AbstractContextManager[Any]]
+    str,
+    Sequence[int],
+    np.dtype[Any],
+    Mapping[str, float],
+    Mapping[str, float],
+    str | None,
+    Callable[[], AbstractContextManager[Any]],
 ]
 
 
@@ -138,10 +149,14 @@ def _open_zarr(path: Path, level: int) -> _Opened:
     if len(names) != len(size):
         raise InputError(path, f"axes {names or 'not told'}, and the array has shape {size}", "Write it as version 0.4")
     _check_chunk(path, math.prod(chunks) * dtype.itemsize)
-    steps = [t["scale"] for t in levels[level].get("coordinateTransformations", []) if t.get("type") == "scale"]
-    scale = dict(zip(names, map(float, steps[0]), strict=True)) if steps else {}
+    scale, origin = np.ones(len(names)), np.zeros(len(names))
+    for part in (levels[level], image):  # the level's own transformations, then those of all levels
+        for step in part.get("coordinateTransformations", []):
+            factor = np.array(step.get("scale", 1.0))
+            scale, origin = scale * factor, origin * factor + step.get("translation", 0.0)
+    sizes, starts = (dict(zip(names, values.tolist(), strict=True)) for values in (scale, origin))
     units = [axis.get("unit") for axis in axes if axis["name"].upper() == "X"]
-    return names, size, np.dtype(dtype), scale, units[0] if units else None, lambda: nullcontext(array)
+    return names, size, np.dtype(dtype), sizes, starts, units[0] if units else None, lambda: nullcontext(array)
 
 
 def _open_tiff(path: Path, level: int) -> _Opened:
@@ -154,13 +169,14 @@ def _open_tiff(path: Path, level: int) -> _Opened:
             plain = int(page.photometric) in (1, 2) or (int(page.photometric) == 6 and int(page.compression) == 7)
             chunk = page.chunks
             mapped = series.dataoffset is not None and level == 0
+            sizes = pixel_sizes(tif, page)
     except Exception as error:  # tifffile raises whatever a damaged file leads it to
         raise InputError(path, f"damaged, or not a TIFF ({error})", "Copy or export it again") from error
     _check_level(path, level, levels)
     if turned or not plain or page.bitspersample < 8:
         problem = f"{page.photometric.name}, {page.bitspersample} bits, {'turned' if turned else 'upright'}"
         raise InputError(path, problem, "Save it as gray or RGB of 8 bits or more, upright")
-    series = series.levels[level]
+    finest, series = series.shape, series.levels[level]
     if mapped:
         offset, dtype = series.dataoffset, series.dtype.newbyteorder(tif.byteorder)
     else:
@@ -176,7 +192,11 @@ def _open_tiff(path: Path, level: int) -> _Opened:
             yield zarr.open_array(store, mode="r")
 
     axes = "".join("Z" if a in "IQ" else a for a in series.axes)
-    return axes, series.shape, series.dtype, {}, None, open_array
+    fine = {a: sizes.get(told, 1.0) for a, told in zip(axes, series.axes, strict=True)}
+    scale = {a: fine[a] * (n / max(k, 1)) for a, n, k in zip(axes, finest, series.shape, strict=True)}
+    origin = {a: (scale[a] - fine[a]) / 2 for a in axes}  # a voxel stands for a block of level 0
+    unit = "micrometer" if all(a in sizes for a in series.axes if a in "ZIQYX") else None
+    return axes, series.shape, series.dtype, scale, origin, unit, open_array
 
 
 def _open_npy(path: Path, spatial_dims: int, level: int) -> _Opened:
@@ -191,7 +211,7 @@ def _open_npy(path: Path, spatial_dims: int, level: int) -> _Opened:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(path, f"damaged, or not a NumPy array ({error})", "Save it again") from error
     axes = "ZYX"[-spatial_dims:] if len(shape) == spatial_dims else "C" + "ZYX"[-spatial_dims:]
-    return axes if len(axes) == len(shape) else "?" * len(shape), shape, dtype, {}, None, open_array
+    return axes if len(axes) == len(shape) else "?" * len(shape), shape, dtype, {}, {}, None, open_array
 
 
 def _check_level(path: Path, level: int, levels: int) -> None:

@@ -26,7 +26,10 @@ from monai_unet.data.errors import InputError
 __all__ = ["MicroscopyReader"]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-OUT_OF_SCOPE = (".zarr", ".svs", ".ndpi", ".scn", ".mrxs")  # OME-Zarr and whole slides: by region only, not here
+LARGE = (".zarr", ".svs", ".ndpi", ".scn")  # OME-Zarr and whole slides: box by box (large_reader.py), not here
+OUT_OF_SCOPE = (*LARGE, ".mrxs")  # not read here
+EXPORT = "Export the region of interest as TIFF, for example from QuPath or Fiji"
+PREDICT = "Predict with configs/inference_large.yaml (docs/large_images.md), or export the region of interest as TIFF"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RECOPY = "Copy or export the file again from its source"
 # µm per unit, in the spellings of OME-XML and ImageJ
@@ -96,8 +99,8 @@ class MicroscopyReader(ImageReader):
 def _load(path: Path) -> tuple[np.ndarray, dict[str, float]]:
     """Decode and check one file: array ``(C, H, W)`` or ``(C, Z, H, W)``, and µm per axis "Z", "Y", "X"."""
     if path.suffix.lower() in OUT_OF_SCOPE:
-        problem = "OME-Zarr and whole-slide images are not supported"
-        raise InputError(path, problem, "Export the region of interest as TIFF, for example from QuPath or Fiji")
+        problem = "OME-Zarr and whole-slide images are not read here"
+        raise InputError(path, problem, PREDICT if path.suffix.lower() in LARGE else EXPORT)
     if not path.exists():
         raise InputError(path, "there is no such file", "Check the path")
     if path.is_dir():
@@ -164,7 +167,7 @@ def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
     tifffile = _optional("tifffile")
     with tifffile.TiffFile(path) as tif:
         if tif.is_svs or tif.is_ndpi or tif.is_scn:
-            raise InputError(path, "whole-slide images are not supported", "Export the region of interest as TIFF")
+            raise InputError(path, "whole-slide images are not read here", PREDICT)
         _check_complete(path, tif)
         series, page = tif.series[0], tif.series[0].keyframe
         if len({(s.shape, s.dtype, s.axes, s.keyframe.photometric) for s in tif.series}) > 1 or (
@@ -198,7 +201,7 @@ def _load_tiff(path: Path) -> tuple[np.ndarray, dict[str, float]]:
         array = array.transpose([axes.index(axis) for axis in (*channel, *pages, "Y", "X")])
         array = array if channel else array[None]
         array = _drop_opaque(array, alpha=bool(channel) and any(int(kind) in (1, 2) for kind in page.extrasamples))
-        sizes = _pixel_sizes(tif, page)
+        sizes = pixel_sizes(tif, page)
         turn = ORIENTATIONS[page.tags.valueof(274, default=1)]
         if "t" in turn:
             array = array.swapaxes(-1, -2)
@@ -247,8 +250,8 @@ def _readable(tif: Any, start: int) -> bool:
     return True
 
 
-def _pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
-    """µm per axis, from OME-XML, ImageJ's description or the resolution tags, in this order."""
+def pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
+    """µm per axis, from OME-XML, Aperio's or ImageJ's description or the resolution tags, in this order."""
     sizes: dict[str, float] = {}
     if tif.is_ome:
         pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or "")
@@ -257,6 +260,8 @@ def _pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
             unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', pixels[0])  # type: ignore[index]
             sizes[axis] = float(size[1]) * UNITS.get(unit[1] if unit else "µm", math.nan) if size else math.nan
         return _plausible(sizes)
+    if tif.is_svs and (found := re.search(r"\bMPP = ([\d.]+)", page.description)):
+        return _plausible(dict.fromkeys("YX", float(found[1])))
     resolution = {axis: page.tags.valueof(tag) for axis, tag in (("Y", 283), ("X", 282))}
     per_unit = {axis: n / d for axis, (n, d) in ((a, r or (0, 0)) for a, r in resolution.items()) if n and d}
     imagej = (tif.imagej_metadata or {}) if tif.is_imagej else {}

