@@ -171,7 +171,7 @@ def document() -> str:
         for record in records:
             ran = f"{record['steps']:,} steps in {record['training_s'] / 60:.0f} min on {record['hardware']}"
             for title, scores in record["scores"].items():
-                cells = [f"{float(scores['overall'][head]):.{0 if head in extra else 4}f}" for head in heads]
+                cells = [f"{scores['overall'][head]:.{0 if head in extra else 4}f}" for head in heads]
                 label = f"**width {record['width']}, seed {record['seed']}**, {title}; {ran}"
                 lines.append(f"| {label} | " + " | ".join(cells) + " |")
         for other, numbers in table["others"].items():

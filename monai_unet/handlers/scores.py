@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,9 @@ class Scores:
 
 
 def _files(record: dict[str, Any]) -> dict[str, str]:
-    """The record as ``scores.json``, its numbers as ``scores.csv``; JSON has no inf and NaN, so there they are text."""
+    """The record as ``scores.json``, its numbers as ``scores.csv``; inf and NaN as Python's json reads and writes them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["image", *record["overall"]])
     writer.writeheader()
     writer.writerows([*record["images"], {"image": "overall", **record["overall"]}])
-    rows = [record["overall"], *record["images"]]
-    told = [{k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
-    record = {**record, "overall": told[0], "images": told[1:]}
-    return {"scores.json": json.dumps(record, indent=2, allow_nan=False), "scores.csv": text.getvalue()}
+    return {"scores.json": json.dumps(record, indent=2), "scores.csv": text.getvalue()}
