@@ -71,7 +71,7 @@ class Scores:
 
 
 def _files(record: dict[str, Any]) -> dict[str, str]:
-    """The record as ``scores.json``, its numbers as ``scores.csv``; inf and NaN as Python's json reads and writes them."""
+    """The record as ``scores.json``, with inf and NaN as Python writes them, and its numbers as ``scores.csv``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["image", *record["overall"]])
     writer.writeheader()
