@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.larger_than_memory import network_of, write_image
 from benchmarks.peers import alternately, markdown, record, summary
 from benchmarks.whole_step import steps_of
-from monai_unet import large_images
+from monai_unet.data.large import predict as large_images
 from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from monai_unet.networks import ValidUNet

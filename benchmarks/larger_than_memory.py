@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks.training_step import hardware
-from monai_unet.handlers.tracking import code_version
+from monai_unet.data.large.predict import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.large_images import predict_large_image
 from monai_unet.networks import ValidUNet
+from monai_unet.tracking.run import code_version
 from monai_unet.transforms import LabelInstances
 
 RESULTS = Path(__file__).parent / "results"

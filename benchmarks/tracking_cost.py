@@ -3,7 +3,7 @@
     python -m benchmarks.tracking_cost
 
 Processor time, not wall time: it is the same on a busy machine. Loss and learning rate of 1,000 steps are logged by
-`monai_unet.handlers.Tracking`, with an SQLite store (the dearest: the training's process does the store's work),
+`monai_unet.tracking.Tracking`, with an SQLite store (the dearest: the training's process does the store's work),
 and by MONAI's MLFlowHandler with the same store. Then the sender sends, ten times, what the steps of 10 seconds leave,
 system metrics included: it wakes every 10 seconds. The shares are of the shortest step that training_step.json tells,
 and of one of 0.1 s. Printed, and written to benchmarks/results/tracking_cost.json.
@@ -26,10 +26,10 @@ import torch
 from monai.handlers import MLFlowHandler
 
 from benchmarks.training_step import hardware
-from monai_unet.handlers import Tracking
-from monai_unet.handlers.sending import Sender
-from monai_unet.handlers.spool import Spool
-from monai_unet.handlers.tracking import code_version
+from monai_unet.tracking import Tracking
+from monai_unet.tracking.journal import Spool
+from monai_unet.tracking.run import code_version
+from monai_unet.tracking.sending import Sender
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 1000

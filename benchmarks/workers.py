@@ -22,8 +22,8 @@ from distributed import LocalCluster
 
 from benchmarks.larger_than_memory import network_of
 from benchmarks.peers import markdown, record
+from monai_unet.data.large.predict import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.large_images import predict_large_image
 from monai_unet.transforms import LabelInstances
 
 ARRAYS = ("0", "labels/classes/0", "labels/instances/0")

@@ -1,3 +1,5 @@
 """The original U-Net (Ronneberger, Fischer, Brox 2015) for MONAI."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("monai_unet")

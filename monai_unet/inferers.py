@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
+from monai_unet.options import parse_bool
 from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
 
 __all__ = ["OverlapTileInferer", "TileInferer"]
@@ -42,9 +43,7 @@ class TileInferer(SimpleInferer):
 
     def __init__(self, amp: bool | str = False) -> None:
         super().__init__()
-        if str(amp).lower() not in ("true", "false"):
-            raise ValueError(f"amp is {amp!r}; it must be true or false")
-        self.amp = str(amp).lower() == "true"
+        self.amp = parse_bool("amp", amp)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):

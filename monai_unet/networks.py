@@ -8,15 +8,19 @@ Every 3×3 convolution loses one voxel per side, so the output is smaller than t
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor, nn
 
-__all__ = ["ValidUNet"]
+from monai_unet.errors import InputError
+
+__all__ = ["ValidUNet", "load_network"]
 
 
 class ValidUNet(nn.Module):
@@ -147,6 +151,39 @@ class ValidUNet(nn.Module):
         return network
 
 
+def load_network(path: str | os.PathLike[str], in_channels: int | None = None, spatial_dims: int = 2) -> ValidUNet:
+    """The network of a checkpoint, in evaluation mode on the CPU; its width is read from the weights.
+
+    Args:
+        path: a state dict of `ValidUNet`, as `BestCheckpoint` writes it.
+        in_channels: channels the images have; None for whatever the checkpoint takes.
+        spatial_dims: dimension of the images.
+
+    Raises:
+        InputError: no such file, not a whole checkpoint, not a `ValidUNet`, or one for other images.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, "there is no checkpoint", "Train first, or name one with --ckpt_path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises whatever its unpickler meets
+        raise InputError(path, f"the checkpoint cannot be read ({e})", "Train again, or take another one") from e
+    try:
+        network = ValidUNet.from_state_dict(state)
+    except ValueError as e:
+        raise InputError(path, str(e), "Name a model.pt that a bundle of this package has written") from e
+    for name, expected in (("in_channels", in_channels), ("spatial_dims", spatial_dims)):
+        if expected is not None and getattr(network, name) != expected:
+            raise InputError(
+                path,
+                f"the network has {name} = {getattr(network, name)}, and {expected} is needed",
+                "Name a checkpoint that was trained on such images",
+            )
+    network.register_load_state_dict_post_hook(_refuse_other_weights)
+    return network.eval()
+
+
 def _two_convolutions(spatial_dims: int, before: int, after: int, norm: str | None, p: float) -> nn.Sequential:
     layers = nn.Sequential()
     for i, channels in enumerate((before, after), start=1):
@@ -175,3 +212,10 @@ def _initialise(module: nn.Module) -> None:
         return
     nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
     nn.init.zeros_(cast(Tensor, module.bias))
+
+
+def _refuse_other_weights(network: nn.Module, keys: Any) -> None:
+    """MONAI Label loads a network's weights again, and not strictly: what does not match would be left as it is."""
+    if keys.missing_keys or keys.unexpected_keys:
+        wrong = [*keys.missing_keys, *keys.unexpected_keys]
+        raise RuntimeError(f"these weights are not those of the network: {len(wrong)} names differ, such as {wrong[0]}")

@@ -32,7 +32,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.transform.writer import PolygonWriter
 
 from monai_unet.data import MicroscopyReader, MicroscopyWriter
-from monai_unet.data.outlines import outlines
+from monai_unet.data.microscopy.outlines import outlines
 from monai_unet.networks import ValidUNet
 from monai_unet.transforms import LabelInstances, LabelInstancesd
 

@@ -10,11 +10,11 @@ import nibabel as nib
 from monai.data.utils import affine_to_spacing
 from monai.utils import MetaKeys
 
-from monai_unet.data.dicom import DicomSeriesReader
-from monai_unet.data.errors import InputError
-from monai_unet.data.find_studies import find_studies
-from monai_unet.data.pseudonyms import Pseudonyms
-from monai_unet.data.studies import Study, StudyReader
+from monai_unet.data.dicom.reader import DicomSeriesReader
+from monai_unet.data.studies.find import find_studies
+from monai_unet.data.studies.pseudonyms import Pseudonyms
+from monai_unet.data.studies.study import Study, StudyReader
+from monai_unet.errors import InputError
 
 HEADER = ("study", "kind", "size", "voxel in mm", "axes", "problem")
 

@@ -17,10 +17,10 @@ import yaml
 from monai.data import load_decathlon_datalist
 from tqdm import tqdm
 
-from monai_unet.data.errors import InputError
 from monai_unet.datasets.archive import find_archive
 from monai_unet.datasets.layouts import LAYOUTS
 from monai_unet.datasets.store import Store
+from monai_unet.errors import InputError
 
 __all__ = ["cards", "datalist", "default_folder", "identity", "prepare"]
 

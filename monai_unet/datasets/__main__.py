@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from monai_unet.data.errors import InputError
 from monai_unet.datasets import cards, prepare
+from monai_unet.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:

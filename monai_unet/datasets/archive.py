@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_unet.data.errors import InputError
+from monai_unet.errors import InputError
 
 __all__ = ["find_archive"]
 

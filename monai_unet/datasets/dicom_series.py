@@ -6,6 +6,8 @@ import io
 
 import numpy as np
 
+from monai_unet.options import require
+
 __all__ = ["dicom_series"]
 
 
@@ -23,12 +25,10 @@ def dicom_series(volume: np.ndarray, affine: np.ndarray, name: str) -> list[byte
     Raises:
         ImportError: without pydicom, which ``pip install "monai_unet[dicom]"`` brings.
     """
-    try:
-        from pydicom.dataset import FileDataset, FileMetaDataset
-        from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-        from pydicom.valuerep import format_number_as_ds
-    except ImportError as error:
-        raise ImportError('DICOM needs pydicom: pip install "monai_unet[dicom]"') from error
+    require("pydicom", "dicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.valuerep import format_number_as_ds
 
     lps = np.diag([-1, -1, 1]) @ affine[:3]
     spacing = np.linalg.norm(lps[:, :3], axis=0)

@@ -15,10 +15,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from monai_unet.data.errors import InputError
 from monai_unet.datasets.dicom_series import dicom_series
 from monai_unet.datasets.phantoms import cell_phantom, em_phantom, organ_phantom
 from monai_unet.datasets.store import Store, load, sha256
+from monai_unet.errors import InputError
 
 __all__ = ["LAYOUTS"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monai_unet.data.atomic import replacing
+from monai_unet.files import replacing
+from monai_unet.options import require
 
 __all__ = ["Store", "load", "sha256"]
 
@@ -26,21 +26,13 @@ def sha256(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def optional(name: str) -> Any:
-    """An imaging library of the microscopy extra."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f'{name} is missing: pip install "monai_unet[microscopy]"') from error
-
-
 def load(path: Path) -> np.ndarray:
     """Pixels as stored in a TIFF, or voxels as stored in a NIfTI file (without its scaling)."""
     if path.name.endswith((".nii", ".nii.gz")):
         import nibabel as nib
 
         return np.asanyarray(nib.load(path).dataobj.get_unscaled())  # type: ignore[attr-defined]
-    return np.asarray(optional("tifffile").imread(path))
+    return np.asarray(require("tifffile", "microscopy").imread(path))
 
 
 class Store:
@@ -76,9 +68,9 @@ class Store:
         """Write a 2-D uint8 array as PNG, or uint16 as TIFF, by the suffix of the name. Returns its path."""
         buffer = io.BytesIO()
         if name.endswith(".png"):
-            optional("PIL.Image").fromarray(array).save(buffer, "PNG")
+            require("PIL.Image", "microscopy").fromarray(array).save(buffer, "PNG")
         else:
-            optional("tifffile").imwrite(buffer, array, compression="zlib", metadata=None)
+            require("tifffile", "microscopy").imwrite(buffer, array, compression="zlib", metadata=None)
         return self.write(name, buffer.getvalue())
 
     def volume(self, name: str, array: np.ndarray, affine: np.ndarray) -> str:

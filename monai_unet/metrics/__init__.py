@@ -16,13 +16,16 @@ from monai_unet.metrics.isbi import (
     rand_error,
     warping_error,
 )
+from monai_unet.metrics.volumes import PerClass, SurfaceMetricHandler
 
 __all__ = [
     "CellErrors",
     "MergesAndSplits",
+    "PerClass",
     "PixelError",
     "RandError",
     "SegMeasure",
+    "SurfaceMetricHandler",
     "WarpingError",
     "det_measure",
     "merges_and_splits",

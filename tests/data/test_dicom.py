@@ -31,8 +31,8 @@ from pydicom.uid import (  # noqa: E402
     SegmentationStorage,
 )
 
-from monai_unet.data.dicom import DicomSeriesReader, read_dataset  # noqa: E402
-from monai_unet.data.errors import InputError  # noqa: E402
+from monai_unet.data.dicom.reader import DicomSeriesReader, read_dataset  # noqa: E402
+from monai_unet.errors import InputError  # noqa: E402
 
 
 def load(*paths: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:

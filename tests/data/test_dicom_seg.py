@@ -19,9 +19,9 @@ pytest.importorskip("highdicom")
 import dicom_cases as cases  # noqa: E402
 from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series  # noqa: E402
 
-from monai_unet.data.dicom import DicomSeriesReader  # noqa: E402
-from monai_unet.data.dicom_seg import write_seg  # noqa: E402
-from monai_unet.data.errors import InputError  # noqa: E402
+from monai_unet.data.dicom.reader import DicomSeriesReader  # noqa: E402
+from monai_unet.data.dicom.segmentation import write_seg  # noqa: E402
+from monai_unet.errors import InputError  # noqa: E402
 
 CATEGORY = ["123037004", "SCT", "Anatomical Structure"]
 SEGMENTS = [

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from scipy import ndimage
 
-from monai_unet.data.outlines import OutlinesWriter, outlines
+from monai_unet.data.microscopy.outlines import OutlinesWriter, outlines
 
 
 def area(ring: list[list[int]]) -> float:

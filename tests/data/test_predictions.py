@@ -26,8 +26,8 @@ from dicom_cases import COLUMNS, ROWS, SLICES, uid, world, write_series  # noqa:
 from test_dicom_seg import assert_classes_in_place, classes, complaints  # noqa: E402
 from test_studies import nifti, series  # noqa: E402
 
-from monai_unet.data.predictions import StudyWriter  # noqa: E402
-from monai_unet.data.pseudonyms import Pseudonyms  # noqa: E402
+from monai_unet.data.studies.predict import StudyWriter  # noqa: E402
+from monai_unet.data.studies.pseudonyms import Pseudonyms  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
 
 pytestmark = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_unet.data.errors import InputError
-from monai_unet.data.pseudonyms import Pseudonyms
+from monai_unet.data.studies.pseudonyms import Pseudonyms
+from monai_unet.errors import InputError
 
 
 @pytest.fixture(autouse=True)

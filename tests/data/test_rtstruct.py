@@ -14,7 +14,7 @@ pytest.importorskip("highdicom")
 from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series  # noqa: E402
 from test_dicom_seg import ALGORITHM, SEGMENTS, complaints, read  # noqa: E402
 
-from monai_unet.data.rtstruct import write_rtstruct  # noqa: E402
+from monai_unet.data.dicom.rtstruct import write_rtstruct  # noqa: E402
 
 
 def filled(structures: Any, number: int, slices: int = SLICES, **geometry: Any) -> np.ndarray:

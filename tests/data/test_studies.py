@@ -20,10 +20,10 @@ from dicom_cases import SLICES, uid, write_series
 from pydicom.uid import SegmentationStorage
 
 from monai_unet.data.__main__ import main
-from monai_unet.data.errors import InputError
-from monai_unet.data.find_studies import find_studies
-from monai_unet.data.pseudonyms import Pseudonyms
-from monai_unet.data.studies import Study, StudyReader
+from monai_unet.data.studies.find import find_studies
+from monai_unet.data.studies.pseudonyms import Pseudonyms
+from monai_unet.data.studies.study import Study, StudyReader
+from monai_unet.errors import InputError
 
 
 @pytest.fixture(autouse=True)

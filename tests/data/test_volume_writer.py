@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_unet.data.volume_writer import write_volume
-from monai_unet.data.volumes import CheckedVolumeReader
+from monai_unet.data.volumes.reader import CheckedVolumeReader
+from monai_unet.data.volumes.writer import write_volume
 
 SHAPE = (5, 4, 3)
 AFFINE = np.array([[0.1, -1.3, 0.02, 5.5], [0.7, 0.25, -0.3, -20.125], [0.06, 0.1, 2.1, 1 / 3], [0, 0, 0, 1]])

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged
 
-from monai_unet.data.errors import InputError
-from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs
+from monai_unet.data.volumes.reader import CheckedVolumeReader, check_volume_pairs
+from monai_unet.errors import InputError
 
 SHAPE = (7, 6, 5)
 SPACING = np.array([0.8, 0.7, 2.5])

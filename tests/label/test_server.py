@@ -33,7 +33,7 @@ from test_label_contract import CELLS, EM, HIPPOCAMPUS, LABELS, on_the_command_l
 from monai_unet.datasets import prepare
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
-from monai_unet.uncertainty import symmetry_variance
+from monai_unet.symmetries import symmetry_variance
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(os.environ.get("MONAI_UNET_LABEL_ENV", ROOT / ".label" / "environment"))

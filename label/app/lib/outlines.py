@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from monai_unet.data.outlines import outlines
+from monai_unet.data.microscopy.outlines import outlines
 
 COLOR = [255, 210, 0]
 
@@ -21,7 +21,7 @@ def elements(collection: dict[str, Any], label: str, region: list[int] | None = 
     """The outer rings of a GeoJSON collection as MONAI Label's annotation elements, one element per instance.
 
     Args:
-        collection: of `monai_unet.data.outlines.outlines`.
+        collection: of `monai_unet.data.microscopy.outlines.outlines`.
         label: the class of all of them.
         region: x, y, width, height in pixels; only instances whose bounding box has its centre there. None for all.
     """

@@ -24,7 +24,7 @@ def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
     Args:
         metadata: of the bundle; its ``segments`` and ``algorithm`` are those of `write_seg`.
     """
-    from monai_unet.data.dicom_seg import write_seg  # only where there are segments to write
+    from monai_unet.data.dicom.segmentation import write_seg  # only where there are segments to write
 
     def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any = None, **_: Any) -> str:
         reader = DicomSeriesReader()

@@ -16,7 +16,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
 
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.uncertainty import symmetry_variance
+from monai_unet.symmetries import symmetry_variance
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,313 @@
+"""Is a DICOM series one straight, complete, evenly spaced volume? What would be silently wrong is refused.
+
+A series is a list of ``Plane``, one per file or frame of a multi-frame file; ``stack`` puts them in order and raises
+``InputError`` with the values found. Position and orientation are those of the Image Plane Module (DICOM PS3.3 C.7.6.2)
+or of the functional groups (C.7.6.16.2); all lengths are millimetres in LPS patient coordinates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_unet.errors import InputError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Floats = npt.NDArray[np.float64]
+
+EXPORT_AGAIN = "Export the series again from the scanner or the archive"
+#: Attributes that tell apart images taken at one place; they are numbers, never dates or names.
+SEPARATING = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "EchoTime",
+    "EchoNumbers",
+    "DiffusionBValue",
+    "InversionTime",
+    "TriggerTime",
+)
+#: Counts of images in the header (PS3.3 C.7.3.1, C.8.9.1): they may be larger than the series, hence ``check_count``.
+DECLARED = ("ImagesInAcquisition", "NumberOfSlices", "NumberOfSeriesRelatedInstances")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One image plane; spacing is (between rows, between columns), orientation the cosines of row and column."""
+
+    name: str
+    size: tuple[int, int]
+    spacing: Floats
+    orientation: Floats
+    position: Floats
+    rescale: tuple[float, float]
+    thickness: float | None
+    common: dict[str, Any]
+    separating: dict[str, Any]
+    localizer: bool
+
+
+def planes_of(name: str, dataset: Dataset) -> list[Plane]:
+    """The planes of a single-frame or enhanced multi-frame dataset, in the order of its frames.
+
+    Raises:
+        InputError: a value that geometry needs is missing or no number; colour; frames without functional groups.
+    """
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if not groups and frames == 1:
+        return [_plane(name, dataset, [dataset])]
+    if not groups:
+        raise InputError(
+            name,
+            f"{frames} frames without functional groups: their positions are unknown",
+            "Convert it to enhanced multi-frame or to single-frame DICOM, or export it as such",
+        )
+    if len(groups) != frames:
+        raise InputError(name, f"NumberOfFrames is {frames}, but {len(groups)} frames are described", EXPORT_AGAIN)
+    total = int(dataset.get("InConcatenationTotalNumber") or 1)
+    if total > 1:
+        raise InputError(name, f"one of {total} parts of a concatenation", "Join the parts to one multi-frame file")
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
+    return [_plane(f"{name} frame {i}", dataset, [g, *shared, dataset]) for i, g in enumerate(groups, start=1)]
+
+
+def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
+    photometric = str(dataset.get("PhotometricInterpretation", "missing"))
+    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(name, f"PhotometricInterpretation is {photometric}, not grayscale", "Give a grayscale series")
+    shape = dataset.get("PresentationLUTShape") or None
+    if shape and (shape == "INVERSE") != (photometric == "MONOCHROME1"):
+        raise InputError(name, f"{photometric} contradicts PresentationLUTShape {shape}", EXPORT_AGAIN)
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        raise InputError(name, "no Rows and Columns: not an image, or cut off", EXPORT_AGAIN)
+    spacing = _numbers(name, groups, "PixelMeasuresSequence", "PixelSpacing", 2)
+    if (spacing <= 0).any():
+        raise InputError(name, f"PixelSpacing is {_text(spacing)}, not above 0 mm", EXPORT_AGAIN)
+    orientation = _numbers(name, groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    row, column = orientation[:3], orientation[3:]
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
+        raise InputError(
+            name, f"ImageOrientationPatient {_text(orientation)} is not two unit vectors at right angles", EXPORT_AGAIN
+        )
+    slope = _find(groups, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = _find(groups, "PixelValueTransformationSequence", "RescaleIntercept")
+    rescale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+    if rescale[0] == 0 or not np.isfinite(rescale).all():
+        raise InputError(name, f"RescaleSlope {slope}, RescaleIntercept {intercept} give no values", EXPORT_AGAIN)
+    thickness = _find(groups, "PixelMeasuresSequence", "SliceThickness")
+    return Plane(
+        name=name,
+        size=(int(dataset.Rows), int(dataset.Columns)),
+        spacing=spacing,
+        orientation=orientation,
+        position=_numbers(name, groups, "PlanePositionSequence", "ImagePositionPatient", 3),
+        rescale=rescale,
+        thickness=None if thickness is None else float(thickness),
+        common={
+            "StudyInstanceUID": dataset.get("StudyInstanceUID"),
+            "FrameOfReferenceUID": dataset.get("FrameOfReferenceUID"),
+            "PhotometricInterpretation": photometric,
+            "BitsStored": dataset.get("BitsStored") if photometric == "MONOCHROME1" else None,
+        },
+        separating={k: str(dataset[k].value) for k in SEPARATING if dataset.get(k) is not None},
+        localizer="LOCALIZER" in (dataset.get("ImageType") or []),
+    )
+
+
+def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
+    """Order of the planes along rows × columns, and the distance in mm between neighbours.
+
+    A plane may lie off the regular grid by 1 % of the spacing or 0.01 mm, whichever is more. The spacing of a single
+    plane is its SliceThickness.
+
+    Raises:
+        InputError: the planes differ in what they must share, repeat, leave a gap, are unevenly spaced or sheared.
+    """
+    from highdicom.spatial import get_normal_vector
+
+    _same(path, planes)
+    first = planes[0]
+    if len(planes) == 1:
+        if not first.thickness or not 0 < first.thickness < np.inf:
+            raise InputError(
+                first.name, f"a single slice whose SliceThickness is {first.thickness}", "Give the whole series"
+            )
+        return [0], first.thickness
+
+    normal = get_normal_vector(first.orientation.tolist())
+    order = np.argsort([p.position @ normal for p in planes], kind="stable").tolist()
+    ranked = [planes[i] for i in order]
+    positions = np.array([p.position for p in ranked])
+    along = (positions - positions[0]) @ normal
+    steps = np.diff(along)
+    if steps.min() < 0.01:
+        raise _repeated(path, ranked, steps)
+    _no_overlap(path, planes, normal)
+    spacing = float(along[-1] / len(steps))
+    tolerance = max(0.01, 0.01 * spacing)
+    if np.abs(along - spacing * np.arange(len(along))).max() > tolerance:
+        raise _uneven(path, ranked, steps)
+    sideways = positions - positions[0] - np.outer(along, normal)
+    if np.linalg.norm(sideways, axis=1).max() > tolerance:
+        raise _sheared(path, ranked, sideways, along)
+    return order, spacing
+
+
+def check_count(path: str, planes: int, headers: Sequence[Dataset]) -> None:
+    """Raises InputError where a header declares more images than were found."""
+    for keyword in DECLARED:
+        declared = max((int(h.get(keyword) or 0) for h in headers), default=0)
+        if declared > planes:
+            raise InputError(
+                path,
+                f"{planes} slices found, but the header declares {declared} ({keyword})",
+                f"Fetch the missing {declared - planes}; if the header counts other series too, pass check_count=False",
+            )
+
+
+def _same(path: str, planes: Sequence[Plane]) -> None:
+    first = planes[0]
+    localizers = [p for p in planes if p.localizer]
+    if 0 < len(localizers) < len(planes):
+        raise InputError(
+            path,
+            f"{len(localizers)} of {len(planes)} images are localizers ({localizers[0].name})",
+            "Take the localizers out of the folder",
+        )
+    for label, values in (
+        ("Rows x Columns", [f"{p.size[0]} x {p.size[1]}" for p in planes]),
+        ("PixelSpacing", [_close(p.spacing, first.spacing) for p in planes]),
+        ("ImageOrientationPatient", [_close(p.orientation, first.orientation) for p in planes]),
+        *((key, [str(p.common[key]) for p in planes]) for key in first.common),
+    ):
+        if len(counts := Counter(values)) > 1:
+            odd = planes[values.index(min(counts, key=lambda v: counts[v]))].name
+            found = ", ".join(f"{value} ({n})" for value, n in counts.most_common(4))
+            raise InputError(
+                path,
+                f"the slices differ in {label}: {found}; one of the fewest is {odd}",
+                "Keep the slices of one volume only, or give their files as a list",
+            )
+    if first.common["PhotometricInterpretation"] == "MONOCHROME1" and len({p.rescale for p in planes}) > 1:
+        raise InputError(
+            path, "MONOCHROME1 with a rescale that differs between slices has no common inversion", EXPORT_AGAIN
+        )
+
+
+def _repeated(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
+    places = np.concatenate([[0], np.cumsum(steps >= 0.01)])
+    counts = Counter(places.tolist())
+    i = int(np.argmax(steps < 0.01))
+    twins = f"{ranked[i].name} and {ranked[i + 1].name}"
+    where = f"at {_text(ranked[i].position)} mm"
+    told = _told_apart(ranked)
+    if len(set(counts.values())) == 1 and len(counts) > 1:
+        return InputError(
+            path,
+            f"each of {len(counts)} positions holds {counts[0]} images: {counts[0]} acquisitions or time points "
+            f"in one series{told}; {twins} lie {where}",
+            "Give the files of one of them as a list",
+        )
+    return InputError(path, f"duplicate slices: {twins} lie {where}{told}", "Keep one of them")
+
+
+def _told_apart(planes: Sequence[Plane]) -> str:
+    for keyword in SEPARATING:
+        counts = Counter(p.separating.get(keyword) for p in planes)
+        if 1 < len(counts) < len(planes):
+            return f" ({keyword} " + ", ".join(f"{k}: {n} images" for k, n in counts.most_common(6)) + ")"
+    return ""
+
+
+def _no_overlap(path: str, planes: Sequence[Plane], normal: Floats) -> None:
+    """Two acquisitions through the same region may interleave evenly and still be two volumes."""
+    for keyword in ("AcquisitionNumber", "TemporalPositionIdentifier"):
+        groups: dict[Any, list[float]] = {}
+        for plane in planes:
+            groups.setdefault(plane.separating.get(keyword), []).append(float(plane.position @ normal))
+        ranges = sorted((min(v), max(v)) for v in groups.values() if len(v) > 1)
+        if any(a[1] > b[0] for a, b in pairwise(ranges)):
+            raise InputError(
+                path,
+                f"several acquisitions of one region in one series{_told_apart(planes)}",
+                "Give the files of one of them as a list",
+            )
+
+
+def _uneven(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    multiples = steps / usual
+    gaps = np.flatnonzero(multiples > 1.5)
+    if len(gaps) and np.abs(multiples - multiples.round()).max() < 0.05:
+        i = int(gaps[0])
+        missing = int((multiples.round() - 1).sum())
+        return InputError(
+            path,
+            f"{missing} slice(s) missing: {steps[i]:.5g} mm between {ranked[i].name} and {ranked[i + 1].name}, "
+            f"{usual:.5g} mm expected{_told_apart(ranked)}",
+            "Fetch the missing slices, or give an unbroken part as a list of files",
+        )
+    i = int(np.argmax(np.abs(steps - usual)))
+    return InputError(
+        path,
+        f"uneven slice spacing: {steps.min():.5g} to {steps.max():.5g} mm; {steps[i]:.5g} mm between "
+        f"{ranked[i].name} and {ranked[i + 1].name}{_told_apart(ranked)}",
+        "Resample the series to an even spacing, or give one evenly spaced part as a list of files",
+    )
+
+
+def _sheared(path: str, ranked: Sequence[Plane], sideways: Floats, along: Floats) -> InputError:
+    shear = sideways[-1] / along[-1]
+    off = np.linalg.norm(sideways - np.outer(along, shear), axis=1)
+    if off.max() <= max(0.01, 0.01 * along[-1] / (len(along) - 1)):
+        angle = np.degrees(np.arctan(np.linalg.norm(shear)))
+        return InputError(
+            path,
+            f"sheared volume (gantry tilt): the slices are stacked {angle:.3g} degrees off their normal",
+            "Resample it to a straight grid first, for example with dcm2niix",
+        )
+    i = int(np.argmax(off))
+    return InputError(
+        path,
+        f"slices are shifted within their plane: {ranked[i].name} lies {off[i]:.5g} mm off the others' axis",
+        EXPORT_AGAIN,
+    )
+
+
+def _find(groups: Sequence[Dataset], sequence: str, keyword: str) -> Any:
+    """First value of a keyword in the functional groups (frame, then shared), last in the dataset itself."""
+    for group in groups:
+        items = group.get(sequence)
+        value = (items[0] if items else group).get(keyword)
+        if value is not None and value != "":
+            return value
+    return None
+
+
+def _numbers(name: str, groups: Sequence[Dataset], sequence: str, keyword: str, count: int) -> Floats:
+    value = _find(groups, sequence, keyword)
+    if value is None:
+        raise InputError(name, f"no {keyword}: the geometry is unknown", EXPORT_AGAIN)
+    try:
+        numbers = np.array(value, dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise InputError(name, f"{keyword} is {value}, not {count} numbers", EXPORT_AGAIN)
+    return numbers
+
+
+def _close(values: Floats, reference: Floats) -> str:
+    return _text(reference if np.allclose(values, reference, rtol=0, atol=1e-4) else values)
+
+
+def _text(values: Floats) -> str:
+    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"

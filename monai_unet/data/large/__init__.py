@@ -1,0 +1,1 @@
+"""Images larger than memory: read, predicted and labelled part by part."""

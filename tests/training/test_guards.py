@@ -1,0 +1,255 @@
+"""What ends a training says why, and what to do; the last good checkpoint stays."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import re
+import resource
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
+from tiny_training import SIZE, items, train
+
+from monai_unet.data import InputError
+from monai_unet.files import FolderLock
+from monai_unet.networks import ValidUNet
+from monai_unet.training import Guards, SeededDataset, SeededSampler, guards
+from monai_unet.training.step_memory import largest_tile, step_bytes
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+FORK = multiprocessing.get_context("fork")
+
+
+def answer_of(work: Callable[..., None], *args) -> str | None:
+    """What ``work(pipe, *args)`` sends from a process of its own, whose limits it may set."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=work, args=(there, *args))
+    process.start()
+    there.close()
+    answer = here.recv()
+    process.join()
+    return answer
+
+
+def guarded(network: torch.nn.Module) -> list[Guards]:
+    return [Guards(network)]
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step_*.pt"))
+
+
+# --- a loss that is no number ---
+
+
+def test_nan_in_an_image_is_named_and_the_last_good_checkpoint_kept(tmp_path):
+    sampler = SeededSampler(range(9), 4, seed=5)
+    first = {index for index, _ in sampler.draws(1)}
+    item = next(index for index, _ in sampler.draws(2) if index not in first)
+    data = items(9)
+    data[item]["image"][0, 20:24, 20:24] = float("nan")
+    with pytest.raises(FloatingPointError) as error:
+        train(tmp_path, data=data, handlers=guarded, batch_size=1)
+    found = re.fullmatch(
+        rf"the loss is nan at step (\d+) \(epoch (\d+)\) of training item {item}: the image holds NaN or Inf. "
+        "The last good checkpoint is kept",
+        str(error.value),
+    )
+    assert found
+    assert found[2] == "2"
+    assert list(error.value.curve) == list(range(1, int(found[1])))
+    assert steps(tmp_path) == [0, 4]
+    # with the data repaired the training goes on
+    assert list(train(tmp_path, data=items(9), batch_size=1, resume=True)) == list(range(5, 13))
+
+
+def test_the_files_of_a_step_are_named(tmp_path):
+    sampler = SeededSampler(range(9), 4, seed=5)
+    sampler.set_epoch(1)
+    data = [{"image": f"/images/slice_{i}.png"} for i in range(9)]
+    loader = DataLoader(SeededDataset(Dataset(data, Compose())), sampler=sampler, batch_size=2)
+    (a, _), (b, _) = sampler.draws(3)[2:]
+
+    def step(engine, batch):
+        return [{"loss": float("inf"), "image": torch.zeros(1), "label": torch.zeros(1)}]
+
+    engine = Engine(step)
+    engine.data_loader = loader
+    engine.load_state_dict({"iteration": 5, "epoch_length": 2, "max_epochs": 3})
+    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"the loss is inf at step 6 \(epoch 3\) of training item {a} \(slice_{a}.png\), {b} \(slice_{b}.png\): ",
+    ):
+        engine.run(loader)
+
+
+def test_an_exploding_training_is_told_from_bad_data(tmp_path):
+    with pytest.raises(FloatingPointError, match="the data are sound, so try a lower --learning_rate"):
+        train(tmp_path, handlers=guarded, learning_rate=1e30, optimizer=torch.optim.SGD)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    def poison(engine):
+        if engine.state.iteration == 8:
+            engine.network.head.bias.data.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match="after step 8 the weights are no longer finite; the last good"):
+        train(tmp_path, on_step=poison, val_interval=5)
+    assert steps(tmp_path) == [0, 4]
+
+
+# --- memory ---
+
+
+def test_the_tile_that_is_named_fits_and_the_next_does_not():
+    network = ValidUNet(2, 1, 2, (4, 8, 16))
+    shape = (1, 1, network.input_size(300), network.input_size(300))
+    (tile, _) = largest_tile(network, shape, step_bytes(network, shape) // 3)
+    n = network.input_size(tile)
+    assert step_bytes(network, (1, 1, n, n)) <= step_bytes(network, shape) // 3
+    assert step_bytes(network, (1, 1, n + 4, n + 4)) > step_bytes(network, shape) // 3
+
+
+def test_without_knowing_the_memory_a_tile_of_half_the_need_is_named():
+    network = ValidUNet(3, 1, 2, (2, 4), norm="batch")
+    shape = (2, 1, 60, 60, 44)
+    tile = largest_tile(network, shape, None)
+    need = step_bytes(network, (2, 1, *(network.input_size(n) for n in tile)))
+    assert 0.4 < need / step_bytes(network, shape) <= 0.5
+    assert largest_tile(network, shape, 1000) is None
+
+
+def _under_a_limit(pipe, tile: int) -> None:
+    """A step at this tile size, where only 300 MiB more may be had; answers with the advice, or None for success."""
+    torch.set_num_threads(1)
+    network = ValidUNet(2, 1, 2, (8, 16, 32))
+    size = network.input_size(tile)
+    step_bytes(network, (1, 1, SIZE, SIZE))  # imports what counting needs
+    network(torch.zeros(1, 1, SIZE, SIZE)).sum().backward()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (300 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def step(engine, batch):
+        network(batch["image"]).sum().backward()
+        return [{"loss": 0.0}]
+
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD(network.parameters())
+    engine.state.device = torch.device("cpu")
+    Guards(network).attach(engine)
+    try:
+        engine.run([{"image": torch.zeros(1, 1, size, size)}])
+        pipe.send(None)
+    except RuntimeError as e:
+        pipe.send(str(e))
+
+
+def test_out_of_memory_names_a_tile_that_then_fits():
+    advice = answer_of(_under_a_limit, 1012)
+    found = re.fullmatch(r"out of memory with a tile_size of \[1012, 1012\]; --tile_size (\d+) should fit", advice)
+    assert found, advice
+    assert 100 < int(found[1]) < 1012
+    assert answer_of(_under_a_limit, int(found[1])) is None
+
+
+def test_what_the_failed_step_held_is_free_before_memory_is_counted(monkeypatch):
+    held, at_counting = [], []
+
+    def step(engine, batch):
+        def forward():
+            activations = torch.zeros(1000)
+            held.append(weakref.ref(activations))
+            raise MemoryError
+
+        forward()
+
+    def available(device):
+        at_counting.append(held[0]())
+        return 1 << 30
+
+    monkeypatch.setattr(guards, "available_bytes", available)
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    engine.state.device = torch.device("cpu")
+    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
+    assert at_counting == [None]
+
+
+def test_a_network_too_wide_for_any_tile():
+    def step(engine, batch):
+        raise MemoryError
+
+    network = ValidUNet(2, 1, 2, (2, 3, 4))
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD(network.parameters())
+    engine.state.device = torch.device("cpu")
+    Guards(network).attach(engine)
+    with pytest.raises(RuntimeError, match=r"with a tile_size of \[4, 4\]; none fits, so choose fewer --features"):
+        engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
+
+
+# --- disk ---
+
+
+def test_any_full_disk_says_what_to_do(tmp_path):
+    def full(engine):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "picture.png"))
+
+    with pytest.raises(OSError, match="No space left on device; make room, then continue with --resume true") as error:
+        train(tmp_path, handlers=guarded, on_step=full)
+    assert error.value.filename == str(tmp_path / "picture.png")
+
+
+def _with_little_room(pipe, folder: Path) -> None:
+    def fill(engine):  # whatever is written from now on ends after 2 KiB
+        if engine.state.iteration == 9:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    try:
+        train(folder, handlers=guarded, on_step=fill, val_interval=2)
+        pipe.send(None)
+    except InputError as e:
+        pipe.send(str(e))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
+    message = answer_of(_with_little_room, tmp_path)
+    assert re.search(r"the checkpoint could not be written \(File too large; \d+ MiB are free\); ", message)
+    assert "the newest whole one is step_00000008.pt. Make room, then continue with --resume true" in message
+    assert steps(tmp_path) == [4, 8]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert list(train(tmp_path, resume=True)) == [9, 10, 11, 12]
+
+
+# --- one training per folder ---
+
+
+def _hold(pipe, folder: Path) -> None:
+    with FolderLock(folder):
+        pipe.send("held")
+        pipe.recv()
+
+
+def test_a_folder_in_use_is_refused_until_its_training_dies(tmp_path):
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=_hold, args=(there, tmp_path))
+    process.start()
+    assert here.recv() == "held"
+    with pytest.raises(InputError, match=rf"is writing to this folder \(process {process.pid} on .*\). Wait for its"):
+        train(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    process.kill()
+    process.join()
+    assert len(train(tmp_path)) == 12
