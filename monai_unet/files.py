@@ -1,4 +1,4 @@
-"""Whole files or none, and folders taken by one training at a time."""
+"""Files that are whole or absent, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
@@ -6,20 +6,53 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from typing import ClassVar
 
 from monai_unet.errors import InputError
 
 __all__ = ["FolderLock", "replacing"]
 
+if sys.platform == "win32":
+    import msvcrt
+
+    #: nobody else can read a locked byte: this one is far behind the holder's name
+    LOCKED_BYTE = 1 << 30
+
+    def _lock(file: FileIO) -> None:
+        file.seek(LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+    def _unlock(file: FileIO) -> None:
+        file.seek(LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: FileIO) -> None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(file: FileIO) -> None:
+        fcntl.lockf(file, fcntl.LOCK_UN)
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; moved to ``path`` when the block ends well, removed otherwise.
+    """Write a file as a whole or not at all.
 
-    A process that is killed leaves the old file, or none, and a hidden ``.<name>.<pid>.partial``. The folder is made
-    when needed.
+    Yields a temporary path in the same folder, which is created if missing. When the block succeeds, the temporary
+    file is synced to disk and moved to ``path``; when it raises, the file is removed. A process that is killed leaves
+    the old file untouched, and a hidden ``.<name>.<pid>.partial``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder) / "scores.csv") as partial:
+    ...         _ = partial.write_text("epoch,loss")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['scores.csv']
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,51 +60,83 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("rb+") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    with suppress(OSError):  # Windows and some network drives cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 class FolderLock:
-    """Holds ``<folder>/.training.lock`` for the time of a ``with`` block.
+    """Reserve a folder for one process at a time, by a lock on ``<folder>/<name>``.
 
-    The kernel gives it back however the process ends. A record lock rather than flock: loader workers, which may
-    outlive a killed training by seconds, do not inherit it. On Windows, which has none, nothing is held.
+    The operating system releases the lock however the process ends. On Linux and macOS it is a record lock (``lockf``),
+    which child processes do not inherit: a loader's workers may outlive a killed training run by seconds. A record lock
+    belongs to the process and is lost as soon as any descriptor of the file is closed, so this class refuses a second
+    lock on the same file within the process, and nobody else should open the file.
 
     Args:
-        folder: made when needed.
+        folder: created when the lock is acquired.
+        name: of the lock file.
 
     Raises:
-        InputError: on entering: a live training has the folder.
+        InputError: on entering a ``with`` block: the folder is taken; names the process that holds it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with FolderLock(folder):
+    ...         FolderLock(folder).acquire()
+    ...     (lock := FolderLock(folder)).acquire()
+    ...     lock.release()
+    False
+    True
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder) / ".training.lock"
+    _held: ClassVar[dict[tuple[int, Path], object]] = {}
+
+    def __init__(self, folder: str | os.PathLike[str], name: str = ".training.lock") -> None:
+        self.path = Path(folder) / name
+
+    def acquire(self) -> bool:
+        """Take the folder without waiting; False if it is taken, be it by this process."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        key, token = (os.getpid(), self.path.resolve()), object()  # a forked process has the table but not the locks
+        if self._held.setdefault(key, token) is not token:
+            self._holder = "this process"  # reading the file would close a descriptor of it
+            return False
+        with ExitStack() as undo:
+            undo.callback(self._held.pop, key)
+            file = undo.enter_context(self.path.open("ab+", buffering=0))
+            try:
+                _lock(file)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                self._holder = file.read().decode() or "unknown"
+                return False
+            undo.callback(_unlock, file)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
+            self._undo = undo.pop_all()
+        return True
+
+    def release(self) -> None:
+        """Leave the folder to others."""
+        self._undo.close()
 
     def __enter__(self) -> FolderLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+")
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                file.close()
-                raise InputError(
-                    self.path.parent,
-                    f"a training is writing to this folder ({holder})",
-                    "Wait for its end, stop it, or name another --output_dir",
-                ) from e
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        self.file = file
+        if not self.acquire():
+            raise InputError(
+                self.path.parent,
+                f"a training run is writing to this folder ({self._holder})",
+                "Wait until it ends, stop it, or choose another --output_dir",
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
+        self.release()

@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 from monai.data import MetaTensor
 
 from monai_unet.data import InputError
-from monai_unet.files import replacing
 from monai_unet.networks import ValidUNet, load_network
 from monai_unet.tracking import Scores, Tracking
 from monai_unet.training import BestCheckpoint
@@ -47,20 +46,6 @@ def test_the_best_network_is_kept(values, kwargs, best, tmp_path):
     validations(network, tmp_path / "new" / "model.pt", values, **kwargs)
     assert load_network(tmp_path / "new" / "model.pt").head.bias.tolist() == [best, best]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.pt"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "model.pt"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), replacing(path) as partial:
-        partial.write_text("half")
-        assert path.read_text() == "old"
-        raise OSError("disk full")
-    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
-    assert path.read_text() == "old"
-    with replacing(path) as partial:
-        partial.write_text("new")
-    assert path.read_text() == "new"
 
 
 def test_a_network_for_other_images_is_refused(tmp_path):

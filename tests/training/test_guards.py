@@ -247,7 +247,7 @@ def test_a_folder_in_use_is_refused_until_its_training_dies(tmp_path):
     process = FORK.Process(target=_hold, args=(there, tmp_path))
     process.start()
     assert here.recv() == "held"
-    with pytest.raises(InputError, match=rf"is writing to this folder \(process {process.pid} on .*\). Wait for its"):
+    with pytest.raises(InputError, match=rf"is writing to this folder \(process {process.pid} on .*\). Wait until"):
         train(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     process.kill()
