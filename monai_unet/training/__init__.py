@@ -5,11 +5,13 @@ from monai_unet.training.checkpoints import Checkpoints
 from monai_unet.training.guards import Guards
 from monai_unet.training.seeding import SeededDataset, SeededSampler, shield_worker
 from monai_unet.training.signals import TrainingStopped
+from monai_unet.training.targets import PrepareTarget
 
 __all__ = [
     "BestCheckpoint",
     "Checkpoints",
     "Guards",
+    "PrepareTarget",
     "SeededDataset",
     "SeededSampler",
     "TrainingStopped",

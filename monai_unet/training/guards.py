@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from monai_unet.memory import available_bytes, out_of_memory
@@ -47,7 +48,8 @@ class Guards:
         loss = float(state.output[0]["loss"])
         if math.isfinite(loss):
             return
-        bad = [name for name in ("image", "label") for item in state.output if not bool(item[name].isfinite().all())]
+        values = [entry for item in state.batch for entry in item.items() if isinstance(entry[1], torch.Tensor)]
+        bad = [name for name, value in values if not bool(value.isfinite().all())]
         why = f"the {bad[0]} holds NaN or Inf" if bad else "the data are sound, so try a lower --learning_rate"
         raise FloatingPointError(
             f"the loss is {loss} at step {state.iteration} (epoch {state.epoch}) of {_items(engine)}: {why}. "
