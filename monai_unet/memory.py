@@ -1,4 +1,4 @@
-"""Memory: what is free, what a piece of work takes, how torch says that none is left; and freed memory kept at hand."""
+"""Memory: how much is free, how much a piece of work takes, and how torch reports that it has run out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ import torch
 
 __all__ = ["available_bytes", "keep_freed_memory", "measured_bytes", "out_of_memory"]
 
-#: how torch's allocator and its oneDNN say that there is no memory
-NO_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
-CGROUP = Path("/sys/fs/cgroup")
+#: how torch's CPU allocator and oneDNN report that memory has run out
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+#: files of a control group with the limit and the use, and the name of its file cache in memory.stat
+CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 #: glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def available_bytes(device: torch.device, enough: float = math.inf) -> int | None:
-    """Memory that is free for this process on the device; None where that cannot be known.
+    """Return the memory in bytes that this process can still allocate on a device; None if that cannot be known.
 
-    Freed memory that the process keeps counts too, for which it is given back first; where ``enough`` bytes are free
-    without it, it is kept, and not counted.
+    On Linux the limits of the process and of all control groups around it (container, Slurm job) count. Freed memory
+    that the process has kept is released first, unless ``enough`` bytes are free without it.
+
+    >>> available_bytes(torch.device("cpu")) > 2**20  # on Linux
+    True
+    >>> available_bytes(torch.device("meta")) is None
+    True
     """
     if device.type == "cuda":
         if torch.cuda.mem_get_info(device)[0] < enough:
@@ -32,82 +40,110 @@ def available_bytes(device: torch.device, enough: float = math.inf) -> int | Non
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu" or sys.platform != "linux":
         return None
-    free = min(_left(), default=None)
+    free = min(_available(), default=None)
     if free is not None and free < enough:
-        _give_back()
-        free = min(_left(), default=None)
+        _trim()
+        free = min(_available(), default=None)
     return free
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of freed tensors for the next ones, on Linux with glibc; elsewhere nothing.
+    """Let this process keep the memory of freed tensors for the next ones: on Linux with glibc 2.36 or later.
 
-    glibc gives each tensor above 32 MiB back to Linux when it is freed, and gets the next one page by page, zeroed: on
-    a CPU a good part of a pass over a large tile (docs/benchmarks.md). The price: what the process has once taken it
-    keeps.
+    By default glibc returns each tensor above 32 MiB to Linux when it is freed, and gets the next one page by page,
+    zeroed: on a CPU a good part of the time of a pass over a large tile (docs/benchmarks.md). The price is that the
+    process never shrinks. Elsewhere nothing changes: older versions of glibc refuse a threshold above 32 MiB.
+
+    >>> keep_freed_memory()  # once, at the start of a run
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # the second setting without the first would freeze the threshold at its initial 128 KiB
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def measured_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that ``work`` takes beyond what is taken before it; None where that cannot be measured."""
+    """Return the peak memory in bytes that ``work`` takes on top of what is in use; None if it cannot be measured.
+
+    >>> peak = measured_bytes(lambda: torch.ones(2**24), torch.device("cpu"))  # 64 MiB
+    >>> peak is None or peak >= 2**24
+    True
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    _give_back()  # kept memory would be used again unseen
+    _trim()  # kept memory would be reused without being seen
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+        (PROC / "self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     except OSError:
         return None
-    before = _resident("VmRSS")
+    before = _kib("self/status", "VmRSS")
     work()
-    return _resident("VmHWM") - before
+    return _kib("self/status", "VmHWM") - before
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is no memory left."""
+    """Return whether ``error`` means that memory has run out.
+
+    >>> out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    True
+    >>> out_of_memory(RuntimeError("shape mismatch"))
+    False
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def _give_back() -> None:
-    """What glibc has kept of freed memory goes back to Linux, and is free to be counted."""
+def _trim() -> None:
+    """Return the freed memory that glibc has kept to Linux, so that it counts as free."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
-def _left() -> list[int]:
-    """What the machine, the process' own limit and its control group leave, as far as they are known."""
-    import resource
+def _available() -> list[int]:
+    """What the machine, the limit of the process and its control groups leave, as far as they are known."""
+    import resource  # not on Windows
 
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = [int(found[1]) << 10] if found else []
+    free = _cgroup_available()
+    if machine := _kib("meminfo", "MemAvailable"):
+        free.append(machine)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
-        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
-    return free + _left_to_container()
+        free.append(limit - int((PROC / "self/statm").read_text().split()[0]) * resource.getpagesize())
+    return free
 
 
-def _resident(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def _kib(file: str, name: str) -> int:
+    """A value in bytes from a file of /proc that states it in KiB."""
+    found = re.search(rf"{name}:\s+(\d+) kB", (PROC / file).read_text())
     return int(found[1]) << 10 if found else 0
 
 
-def _left_to_container() -> list[int]:
-    """What the control group (a container, a batch job) leaves, where it has a limit; its file cache counts as free."""
+def _cgroup_available() -> list[int]:
+    """What each control group that has a limit leaves, from the process's own up to the root; file cache is free."""
+    free = []
     try:
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-        folder = CGROUP / own if (CGROUP / own / "memory.max").exists() else CGROUP
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
-            return []
-        cache = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
-        used = int((folder / "memory.current").read_text()) - (int(cache[1]) if cache else 0)
-        return [max(int(limit) - used, 0)]
-    except (OSError, ValueError):
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
         return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        limit, used, cache = CGROUP_V1 if controllers else CGROUP_V2
+        root = CGROUP / "memory" if controllers else CGROUP
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = (folder / "memory.stat").read_text()
+            except (OSError, ValueError):  # outside the container's view; no limit ("max")
+                continue
+            found = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
+            free.append(max(left + int(found[1]) if found else left, 0))
+    return free

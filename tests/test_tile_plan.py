@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import weakref
@@ -14,14 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from monai_unet import inferers, memory
+from monai_unet import inferers
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
 from monai_unet.networks import ValidUNet
 from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
 
 torch.manual_seed(0)
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 NET = ValidUNet(2, 1, 2, (3, 4, 5)).eval()  # margin 20, multiple 4
 PAPER = ValidUNet(2, 1, 2, (1, 1, 1, 1, 1)).eval()  # margin 92, multiple 16: what sizes ask of it
 
@@ -74,10 +71,10 @@ def test_a_plan_by_hand():
     """572 → 388 on 1000²: strides of 384, three tiles per axis, the last one from 768 on."""
     plan = TilePlan((1000, 1000), (388, 388), 92, 16, bytes=2**29, available=2**30)
     assert (plan.stride, plan.grid, plan.tiles) == ((384, 384), (3, 3), 9)
-    assert list(plan.places())[:4] == [(0, 0), (0, 384), (0, 768), (384, 0)]
+    assert list(plan.origins())[:4] == [(0, 0), (0, 384), (0, 768), (384, 0)]
     assert plan.computed_voxels == 9 * 572**2
-    assert plan.waste == pytest.approx(1 - 1184**2 / (9 * 572**2))
-    assert plan.owned((384, 768)) == (slice(384, 768), slice(768, 1000))
+    assert plan.redundant_fraction == pytest.approx(1 - 1184**2 / (9 * 572**2))
+    assert plan.exclusive_box((384, 768)) == (slice(384, 768), slice(768, 1000))
     assert str(plan) == ("9 tiles of 388 x 388 (input 572 x 572), 52% computed twice, 0.50 GiB per pass of 1.00 GiB")
     assert str(TilePlan((5, 5), (20, 20), 92, 16)) == "1 tile of 20 x 20 (input 204 x 204), 14% computed twice"
 
@@ -86,9 +83,9 @@ def test_a_plan_by_hand():
 def test_owned_boxes_part_the_image(size):
     plan = TilePlan(size, (36, 20), 92, 16)
     seen = torch.zeros(size)
-    for place in plan.places():
-        seen[plan.owned(place)] += 1
-        assert all(s.stop - s.start <= t for s, t in zip(plan.owned(place), plan.tile, strict=True))
+    for place in plan.origins():
+        seen[plan.exclusive_box(place)] += 1
+        assert all(s.stop - s.start <= t for s, t in zip(plan.exclusive_box(place), plan.tile, strict=True))
     assert (seen == 1).all()
 
 
@@ -276,77 +273,10 @@ def test_a_real_lack_of_memory():
     assert "halved to 1000" in done.stderr
 
 
-# --- memory ---
-
-
-@LINUX
-def test_measured_memory_is_what_was_touched():
-    touched = 200 * 2**20
-    assert measured_bytes(lambda: torch.ones(touched, dtype=torch.uint8), torch.device("cpu")) == pytest.approx(
-        touched, rel=0.1
-    )
-
-
-KEPT = """
-import resource, sys
-import torch
-from monai_unet.memory import keep_freed_memory, measured_bytes
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**26, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-given_back = [faults() for _ in range(12)][-1]
-keep_freed_memory()
-kept = [faults() for _ in range(12)][-1]  # glibc needs a few turns to have found room for the alignment
-print(given_back, kept, measured_bytes(lambda: torch.ones(2**26, dtype=torch.uint8), torch.device("cpu")))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
-def test_kept_memory_is_used_again_and_still_counted():
-    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
-    given_back, kept, measured = map(int, done.stdout.split())
-    assert given_back > 10 * max(kept, 1)
-    assert measured == pytest.approx(2**26, rel=0.1)
-
-
-@LINUX
-def test_kept_memory_is_given_back_only_where_it_is_missing(monkeypatch):
-    left, given_back = [100], []
-    monkeypatch.setattr(memory, "_left", lambda: left)
-    monkeypatch.setattr(memory, "_give_back", lambda: given_back.append(left.pop()) or left.append(300))
-    cpu = torch.device("cpu")
-    assert (available_bytes(cpu, enough=100), given_back) == (100, [])
-    assert (available_bytes(cpu, enough=101), given_back) == (300, [100])
-    assert (available_bytes(cpu), given_back) == (300, [100, 300])
-
-
-@LINUX
 def test_an_image_that_passes_at_once_leaves_kept_memory_alone(monkeypatch):
-    monkeypatch.setattr(memory, "_give_back", lambda: pytest.fail("the next pass would get it page by page"))
+    monkeypatch.setattr("monai_unet.memory._trim", lambda: pytest.fail("the next pass would get it page by page"))
     network = ValidUNet(2, 1, 2, (2, 3))
     assert OverlapTileInferer().plan((1, 1, 40, 40), network).tiles == 1
-
-
-@LINUX
-def test_a_container_s_limit_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    free = available_bytes(torch.device("cpu"))
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 250000\n")
-    assert available_bytes(torch.device("cpu")) == 350000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(torch.device("cpu")) == pytest.approx(free, rel=0.2)
-    assert available_bytes(torch.device("meta")) is None
-
-
-def test_what_out_of_memory_looks_like():
-    assert all(map(out_of_memory, ERRORS))
-    assert not out_of_memory(RuntimeError("shape mismatch"))
-    assert not out_of_memory(ValueError("can't allocate memory"))
 
 
 def test_memory_must_be_some():
