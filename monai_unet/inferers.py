@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import permutations, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,27 +18,34 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
-from monai_unet.options import parse_bool
+from monai_unet.options import parse_bool, parse_choice
+from monai_unet.symmetries import symmetry_mean
 from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
 
 __all__ = ["OverlapTileInferer", "TileInferer"]
 
-#: output voxels per axis of the paper's tiles (2-D: Fig. 1; 3-D: the 3-D paper's first two axes)
-PAPER = {2: 388, 3: 44}
-#: of the memory that is free, what a pass may take: a CPU without memory is no error but a killed process
-SHARE = {"cuda": 0.9, "cpu": 0.5}
-#: what a pass takes of memory, over its activations, where it cannot be measured
+#: output voxels per axis of the paper's tiles (2-D: Fig. 1; 3-D: the first two axes of Çiçek et al. 2016)
+PAPER_TILE = {2: 388, 3: 44}
+#: fraction of the free memory that one pass may use; on a CPU, running out does not raise, it gets the process killed
+MEMORY_FRACTION = {"cuda": 0.9, "cpu": 0.5}
+#: memory of a pass relative to its activations, if it cannot be measured
 OVERHEAD = 2.0
 
 
 class TileInferer(SimpleInferer):
-    """One forward pass over ready-made tiles, in bfloat16 where asked: the inferer of training.
+    """Run one forward pass over ready-made tiles, in bfloat16 if asked: the inferer for training.
 
     MONAI's ``amp`` means CUDA and float16 with loss scaling; bfloat16 needs no scaling and runs on CPUs too.
 
     Args:
-        amp: autocast to bfloat16 on the inputs' device; "true" and "false" are understood, because that is what
-            ``--amp true`` on a bundle's command line becomes.
+        amp: autocast to bfloat16 on the device of the inputs; also "true" or "false", as ``--amp true`` on a bundle's
+            command line arrives.
+
+    >>> from monai_unet.networks import ValidUNet
+    >>> network = ValidUNet(2, in_channels=1, out_channels=2, features=(4, 8))
+    >>> logits = TileInferer(amp=True)(torch.rand(8, 1, 60, 60), network)
+    >>> logits.shape, logits.dtype
+    (torch.Size([8, 2, 44, 44]), torch.bfloat16)
     """
 
     def __init__(self, amp: bool | str = False) -> None:
@@ -51,31 +58,45 @@ class TileInferer(SimpleInferer):
 
 
 class OverlapTileInferer(Inferer):
-    """Segments images of any size with a valid-convolution network, tile by tile, without seams.
+    """Segment images of any size with a valid-convolution network, tile by tile, without seams.
 
-    Each tile's output needs ``margin`` more input voxels on every side; beyond the image they come from mirroring,
-    with as many bounces as a small image takes. Tile offsets are multiples of ``multiple``, because max pooling makes
-    the network equivariant to such shifts only: so the tiles together equal one pass over the whole mirrored image.
+    The output of each tile needs ``margin`` more input voxels on every side; beyond the image they are mirrored,
+    repeatedly if the image is small. Tile offsets are multiples of ``multiple``, because max pooling makes the network
+    equivariant to such shifts only. Together the tiles therefore equal one pass over the whole mirrored image.
 
     Args:
-        tile_size: **output** voxels per axis, one number or one per axis; 388 is the paper's 572² tile. None takes
-            the tile that costs least in the memory at hand (`plan`); 388 in 2-D and 44 in 3-D where the memory or the
-            network's layers are not known. A size that the network cannot give is rounded up, with a warning; a tile
-            is never larger than the image needs. After a lack of memory a tile is halved, with a warning.
+        tile_size: **output** voxels per axis, one number or one per axis; 388 is the paper's 572² tile. None for the
+            cheapest tile that fits into the free memory (`plan`), or 388 in 2-D and 44 in 3-D if the memory or the
+            network's layers are unknown. A size that the network cannot produce is rounded up, with a warning; a tile
+            is never larger than the image needs. If a pass runs out of memory, the tile size is halved, with a warning.
         sw_batch_size: tiles per forward pass.
-        padding_mode: "reflect" mirrors about the edge voxel, as the paper does; "replicate" repeats it.
+        padding_mode: "reflect" mirrors about the edge voxel, as in the paper; "replicate" repeats it.
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
-            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). All are exact: no
-            interpolation. The paper averages 7 rotations.
-        margin: context lost per side, where the network does not tell (`ValidUNet.margin`).
-        multiple: period of the tile offsets, where the network does not tell (`ValidUNet.multiple`).
-        sw_device: device for the tiles, that of the inputs unless given.
-        device: device for the stitched output, that of the inputs unless given. With the inputs and the output on the
-            CPU and tiles on the GPU, the GPU's memory does not grow with the image.
-        amp: autocast to bfloat16 on the tiles' device.
+            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). These are exact,
+            without interpolation (`symmetry_mean`). The paper averages 7 rotations.
+        margin: context lost per side, if the network has no attribute ``margin`` as `ValidUNet` has.
+        multiple: period of the tile offsets, if the network has no attribute ``multiple``.
+        sw_device: device for the tiles; None for that of the inputs.
+        device: device for the stitched output; None for that of the inputs. With inputs and output on the CPU and
+            tiles on the GPU, GPU memory does not grow with the image.
+        amp: autocast to bfloat16 on the device of the tiles; also "true" or "false".
         progress: show a progress bar.
-        memory: GiB that a pass may take where ``tile_size`` is None; None for half of what is free on a CPU and 0.9
-            of it on a GPU.
+        memory: GiB that one pass may use if ``tile_size`` is None; None for half of what is free on a CPU and 90 % of
+            it on a GPU.
+
+    Raises:
+        ValueError: a parameter is out of range.
+
+    Source: Ronneberger et al. 2015, Fig. 2.
+
+    >>> from monai_unet.networks import ValidUNet
+    >>> network = ValidUNet(2, in_channels=1, out_channels=2, features=(4, 8, 16)).eval()
+    >>> image = torch.rand(1, 1, 300, 451)
+    >>> with torch.no_grad():
+    ...     logits = OverlapTileInferer(tile_size=100)(image, network)
+    ...     whole = OverlapTileInferer(tile_size=452)(image, network)
+    >>> logits.shape, torch.allclose(logits, whole, atol=1e-5)
+    (torch.Size([1, 2, 300, 451]), True)
     """
 
     def __init__(
@@ -93,18 +114,14 @@ class OverlapTileInferer(Inferer):
         memory: float | None = None,
     ) -> None:
         super().__init__()
-        if padding_mode not in ("reflect", "replicate"):
-            raise ValueError(f'padding_mode is {padding_mode!r}; it must be "reflect" or "replicate"')
-        if averaging not in ("none", "mirror", "all"):
-            raise ValueError(f'averaging is {averaging!r}; it must be "none", "mirror" or "all"')
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size is {sw_batch_size}; it must be at least 1")
         if memory is not None and not memory > 0:
             raise ValueError(f"memory is {memory} GiB; it must be more than 0, or None for what is free")
         self.tile_size = tile_size
         self.sw_batch_size = sw_batch_size
-        self.padding_mode = padding_mode
-        self.averaging = averaging
+        self.padding_mode = parse_choice("padding_mode", padding_mode, ("reflect", "replicate"))
+        self.averaging = parse_choice("averaging", averaging, ("none", "mirror", "all"))
         self.margin = margin
         self.multiple = multiple
         self.sw_device = sw_device
@@ -112,7 +129,7 @@ class OverlapTileInferer(Inferer):
         self.infer = TileInferer(amp)
         self.progress = progress
         self.memory = memory
-        self._limit: int | None = None  # a larger tile has found no memory
+        self._limit: int | None = None  # a larger tile has run out of memory
         self._overheads: dict[Any, float] = {}
 
     def __call__(
@@ -126,164 +143,65 @@ class OverlapTileInferer(Inferer):
         """Segment ``inputs`` with ``network``.
 
         Args:
-            inputs: (B, C, *spatial), each spatial size at least 1. With one spatial axis more than the network has, a
-                stack (B, C, Z, H, W) for a 2-D network: its pages are segmented one by one.
-            network: `ValidUNet`, wrapped (DDP, compile) or not, or a callable whose output is smaller than its input
-                by ``2 * margin`` per axis. It is called as ``network(tiles, *args, **kwargs)``.
-            out: receives the result if given, (B, K, *spatial) on any device, for example
-                ``torch.from_numpy(numpy.memmap(...))``; then nothing of the size of the image is allocated.
+            inputs: (B, C, *spatial), each spatial size at least 1. For a 2-D network also a stack (B, C, Z, H, W),
+                whose pages are segmented one by one.
+            network: `ValidUNet`, also wrapped (DDP, compile), or a callable whose output is smaller than its input by
+                ``2 * margin`` per axis. It is called as ``network(tiles, *args, **kwargs)``.
+            out: if given, receives the result: (B, K, *spatial) on any device, for example
+                ``torch.from_numpy(numpy.memmap(...))``; then nothing as large as the image is allocated.
 
         Returns:
-            (B, K, *spatial), float32 or the network's wider type; a `MetaTensor` where the inputs are one.
+            (B, K, *spatial) on ``device``, float32 or the network's wider type; if the inputs are a `MetaTensor`, so is
+            the result, with their metadata.
 
         Raises:
-            ValueError: for inputs without a voxel, a tile size that does not fit the dimensions, a network that does
-                not tell its margin, or outputs of another size than the margin promises.
+            ValueError: inputs without a voxel, a tile size that does not fit the dimensions, a network without
+                ``margin`` or ``multiple``, or outputs of another size than the margin implies.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        core = _unwrapped(network)
-        dims = getattr(core, "spatial_dims", plain.ndim - 2)
+        dims = getattr(_unwrapped(network), "spatial_dims", plain.ndim - 2)
         if plain.ndim == dims + 3 == 5:
-            pages = plain.transpose(1, 2)
-            folded = None if out is None else out.transpose(1, 2).flatten(0, 1)
-            if out is not None and folded is not None and folded.data_ptr() != out.data_ptr():
+            if out is not None and len(out) > 1:
                 raise ValueError("out of a stack must hold one image (B = 1): several cannot be written in place")
-            result = self._tiles(pages.flatten(0, 1), network, core, args, kwargs, folded)
+            pages = plain.transpose(1, 2)
+            folded = None if out is None else out[0].transpose(0, 1)
+            result = self._tiles(pages.flatten(0, 1), network, args, kwargs, folded)
             result = result.unflatten(0, pages.shape[:2]).transpose(1, 2)
         else:
-            result = self._tiles(plain, network, core, args, kwargs, out)
-        if out is not None:
-            return out
-        return convert_to_dst_type(result, inputs)[0] if isinstance(inputs, MetaTensor) else result
+            result = self._tiles(plain, network, args, kwargs, out)
+        if out is not None or not isinstance(inputs, MetaTensor):
+            return result if out is None else out
+        return convert_to_dst_type(result, inputs, dtype=result.dtype, device=result.device)[0]
 
     def plan(self, shape: Sequence[int], network: Callable[..., Tensor], out: Tensor | None = None) -> TilePlan:
-        """How an image of ``shape`` (B, C, *spatial) is going to be cut: tiles, wasted computation, memory.
+        """Plan how an image of ``shape`` (B, C, *spatial) is cut: tiles, redundant computation, memory.
 
-        ``print(inferer.plan(image.shape, network))`` tells it in a line. Where ``tile_size`` is None, the first image
-        that may need several tiles has the memory of one pass measured on a tile of the paper; the same free memory
-        and measurement give the same plan.
+        ``print(inferer.plan(image.shape, network))`` shows it in one line. If ``tile_size`` is None, the memory of one
+        pass is measured on a tile of the paper's size, for the first image that may need several tiles; the same free
+        memory and measurement give the same plan.
 
         Args:
-            shape: with one spatial axis more than the network has, of a stack that is segmented page by page.
+            shape: also of a stack that is segmented page by page.
             network: as for ``__call__``.
-            out: where the result goes, if given; else room for it is set aside.
+            out: the tensor that receives the result, if any; otherwise memory is set aside for it.
 
         Raises:
             ValueError: as ``__call__``.
         """
         core = _unwrapped(network)
         dims = getattr(core, "spatial_dims", len(shape) - 2)
-        pages = math.prod(shape[2:-dims])
-        return self._plan(shape[0] * pages, tuple(shape[-dims:]), network, core, out)
-
-    def logits(self, windows: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """The network's (averaged) output for ready-made windows; in smaller pieces where the memory does not suffice.
-
-        Args:
-            windows: (B, C, *spatial), tiles with their margin, as `window` gives them; moved to ``sw_device``.
-            network: as for ``__call__``.
-
-        Returns:
-            (B, K, *tile), smaller by twice the margin.
-
-        Raises:
-            torch.OutOfMemoryError, MemoryError or RuntimeError: not even the smallest tile fits.
-        """
-        core = _unwrapped(network)
-        margin, multiple = self._told("margin", core), self._told("multiple", core)
-        device = torch.device(self.sw_device or windows.device)
-        tile = [n - 2 * margin for n in windows.shape[2:]]
-        if self._limit is None or max(tile) <= self._limit:
-            try:
-                return self._averaged(network, windows.to(device), args, kwargs)
-            except Exception as error:
-                if not out_of_memory(error) or max(tile) <= 2 * multiple:
-                    raise
-                problem = str(error).partition("\n")[0]  # not the error: its traceback holds what filled the memory
-            self._limit = max(max(tile) // 2, 2 * multiple)  # a piece that can be shifted is smaller than that
-            warnings.warn(
-                f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {self._limit}", stacklevel=3
-            )
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        # pieces lie at multiples as tiles do, and differ from the tile by multiples: so the last ends with the tile
-        pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]
-        pieces = [min(t, max(p, t % multiple + multiple)) for p, t in zip(pieces, tile, strict=True)]
-        steps = [max(p // multiple, 1) * multiple for p in pieces]
-        starts = [[*range(0, t - p, s), t - p] for t, p, s in zip(tile, pieces, steps, strict=True)]
-        whole: Tensor | None = None
-        for place in product(*starts):
-            box = [slice(s, s + p + 2 * margin) for s, p in zip(place, pieces, strict=True)]
-            part = self.logits(_boxed(windows, box), network, *args, **kwargs)
-            if whole is None:
-                whole = part.new_empty((*part.shape[:2], *tile))
-            _boxed(whole, [slice(s, s + p) for s, p in zip(place, pieces, strict=True)]).copy_(part)
-        assert whole is not None
-        return whole
-
-    def window(self, read: Callable[[tuple[slice, ...]], Tensor], place: Sequence[int], plan: TilePlan) -> Tensor:
-        """The input of the tile at ``place``, mirrored where it reaches beyond the image.
-
-        Args:
-            read: gives the image's voxels (1, C, *spatial) in a box; called once, for no more than is needed.
-            place: first output voxel per axis, one of ``plan.places()``.
-
-        Returns:
-            (1, C, *spatial), the tile with its margin.
-        """
-        box, indices = [], []
-        for n, start, t in zip(plan.size, place, plan.tile, strict=True):
-            index = torch.arange(start - plan.margin, start + t + plan.margin)
-            index = _mirror(index, n) if self.padding_mode == "reflect" else index.clamp(0, n - 1)
-            low, high = int(index.min()), int(index.max())
-            box.append(slice(low, high + 1))
-            indices.append(index - low)
-        x = read(tuple(box))
-        for axis, index in enumerate(indices, start=2):
-            if x.shape[axis] != len(index):  # an axis wholly inside the image is as it should be
-                x = x.index_select(axis, index.to(x.device))
-        return x
-
-    def _tiles(
-        self, x: Tensor, network: Callable[..., Tensor], core: Any, args: Any, kwargs: Any, out: Tensor | None
-    ) -> Tensor:
-        plan = self._plan(x.shape[0], x.shape[2:], network, core, out)
-        places = [(b, place) for b in range(x.shape[0]) for place in plan.places()]
-        for first in tqdm(range(0, len(places), self.sw_batch_size), disable=not self.progress, desc="tiles"):
-            group = places[first : first + self.sw_batch_size]
-            windows = torch.cat([self.window(partial(_boxed, x[b : b + 1]), place, plan) for b, place in group])
-            prediction = self.logits(windows, network, *args, **kwargs)
-            if prediction.shape[2:] != torch.Size(plan.tile):
-                raise ValueError(
-                    f"the network gave {tuple(prediction.shape[2:])} for an input of {tuple(windows.shape[2:])}; "
-                    f"with a margin of {plan.margin} it must give {plan.tile}"
-                )
-            if out is None:
-                dtype = torch.promote_types(prediction.dtype, torch.float32)
-                shape = (x.shape[0], prediction.shape[1], *plan.size)
-                out = torch.empty(shape, dtype=dtype, device=self.device or x.device)
-            for (b, place), piece in zip(group, prediction, strict=True):
-                target = out[b]
-                for axis, (start, n, t) in enumerate(zip(place, plan.size, plan.tile, strict=True), start=1):
-                    target = target.narrow(axis, start, min(t, n - start))
-                    piece = piece.narrow(axis, 0, min(t, n - start))
-                target.copy_(piece)
-        assert out is not None  # _plan refuses inputs without a voxel
-        return out
-
-    def _plan(
-        self, images: int, size: Sequence[int], network: Callable[..., Tensor], core: Any, out: Tensor | None
-    ) -> TilePlan:
+        size = tuple(shape[-dims:])
         if len(size) not in (2, 3) or min(size) < 1:
-            raise ValueError(f"the inputs' spatial size is {tuple(size)}; it must be 2-D or 3-D, each axis at least 1")
-        margin, multiple = self._told("margin", core), self._told("multiple", core)
+            raise ValueError(f"the inputs' spatial size is {size}; it must be 2-D or 3-D, each axis at least 1")
+        margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
         countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "input_size"))
         if self.tile_size is None and countable:
+            images = shape[0] * math.prod(shape[2:-dims])
             reserved = 0 if out is not None else images * core.out_channels * math.prod(size) * 4
-            chosen = self._chosen(size, network, core, reserved)
-            if chosen is not None:
-                return chosen
-        asked = ensure_tuple_rep(PAPER[len(size)] if self.tile_size is None else self.tile_size, len(size))
+            cheapest = self._cheapest(size, network, core, reserved)
+            if cheapest is not None:
+                return cheapest
+        asked = ensure_tuple_rep(PAPER_TILE[len(size)] if self.tile_size is None else self.tile_size, len(size))
         tile = []
         for n, t in zip(size, asked, strict=True):
             if t < 1:
@@ -298,79 +216,160 @@ class OverlapTileInferer(Inferer):
             elif t < multiple:
                 raise ValueError(f"tile_size is {t}; tiles advance by multiples of {multiple}, so use at least that")
             tile.append(t)
-        counted = self._counted(core, tile) if countable else None
-        return TilePlan(tuple(size), tuple(tile), margin, multiple, counted)
+        counted = self._activation_bytes(core, tile) if countable else None
+        return TilePlan(size, tuple(tile), margin, multiple, counted)
 
-    def _chosen(self, size: Sequence[int], network: Callable[..., Tensor], core: Any, reserved: int) -> TilePlan | None:
-        """The plan of the tile that costs least; None where the memory at hand is not known."""
+    def logits(self, windows: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the network's (averaged) output for ready-made windows, in smaller pieces if memory runs out.
+
+        Args:
+            windows: (B, C, *spatial), tiles with their margin, as `window` returns them; moved to ``sw_device``.
+            network: as for ``__call__``.
+
+        Returns:
+            (B, K, *tile), smaller by twice the margin.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError or RuntimeError: not even the smallest tile fits.
+        """
+        core = _unwrapped(network)
+        margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
+        device = torch.device(self.sw_device or windows.device)
+        tile = [n - 2 * margin for n in windows.shape[2:]]
+        if self._limit is None or max(tile) <= self._limit:
+            try:
+                return self._averaged(windows.to(device), network, *args, **kwargs)
+            except Exception as error:
+                if not out_of_memory(error) or max(tile) <= 2 * multiple:
+                    raise
+                problem = str(error).partition("\n")[0]  # not the error: its traceback holds what filled the memory
+            self._limit = max(max(tile) // 2, 2 * multiple)  # a piece that can be shifted is smaller than that
+            warnings.warn(
+                f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {self._limit}", stacklevel=3
+            )
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        # pieces are offset by multiples, as tiles are, and differ from the tile by one: so the last ends with the tile
+        pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]
+        pieces = [min(t, max(p, t % multiple + multiple)) for p, t in zip(pieces, tile, strict=True)]
+        steps = [max(p // multiple, 1) * multiple for p in pieces]
+        starts = [[*range(0, t - p, s), t - p] for t, p, s in zip(tile, pieces, steps, strict=True)]
+        whole: Tensor | None = None
+        for origin in product(*starts):
+            box = [slice(s, s + p + 2 * margin) for s, p in zip(origin, pieces, strict=True)]
+            part = self.logits(_boxed(windows, box), network, *args, **kwargs)
+            if whole is None:
+                whole = part.new_empty((*part.shape[:2], *tile))
+            _boxed(whole, [slice(s, s + p) for s, p in zip(origin, pieces, strict=True)]).copy_(part)
+        assert whole is not None
+        return whole
+
+    def window(self, read: Callable[[tuple[slice, ...]], Tensor], origin: Sequence[int], plan: TilePlan) -> Tensor:
+        """Read the input of the tile at ``origin``, mirrored where it extends beyond the image.
+
+        Args:
+            read: returns the image's voxels (1, C, *spatial) in a box; called once, for no more than is needed.
+            origin: first output voxel per axis, one of ``plan.origins()``.
+
+        Returns:
+            (1, C, *spatial), the tile with its margin.
+        """
+        box, indices = [], []
+        for n, start, t in zip(plan.size, origin, plan.tile, strict=True):
+            index = torch.arange(start - plan.margin, start + t + plan.margin)
+            index = _mirror(index, n) if self.padding_mode == "reflect" else index.clamp(0, n - 1)
+            low, high = int(index.min()), int(index.max())
+            box.append(slice(low, high + 1))
+            indices.append(index - low)
+        x = read(tuple(box))
+        for axis, index in enumerate(indices, start=2):
+            if not torch.equal(index, torch.arange(len(index))):  # this axis extends beyond the image
+                x = x.index_select(axis, index.to(x.device))
+        return x
+
+    def _tiles(self, x: Tensor, network: Callable[..., Tensor], args: Any, kwargs: Any, out: Tensor | None) -> Tensor:
+        plan = self.plan(x.shape, network, out)
+        origins = list(product(range(len(x)), plan.origins()))
+        for first in tqdm(range(0, len(origins), self.sw_batch_size), disable=not self.progress, desc="tiles"):
+            group = origins[first : first + self.sw_batch_size]
+            windows = torch.cat([self.window(partial(_boxed, x[b : b + 1]), origin, plan) for b, origin in group])
+            prediction = self.logits(windows, network, *args, **kwargs)
+            if prediction.shape[2:] != torch.Size(plan.tile):
+                raise ValueError(
+                    f"the network gave {tuple(prediction.shape[2:])} for an input of {tuple(windows.shape[2:])}; "
+                    f"with a margin of {plan.margin} it must give {plan.tile}"
+                )
+            if out is None:
+                dtype = torch.promote_types(prediction.dtype, torch.float32)
+                shape = (len(x), prediction.shape[1], *plan.size)
+                out = torch.empty(shape, dtype=dtype, device=self.device or x.device)
+            for (b, origin), piece in zip(group, prediction, strict=True):
+                box = [slice(start, start + t) for start, t in zip(origin, plan.tile, strict=True)]
+                target = out[b][(slice(None), *box)]  # ends with the image
+                target.copy_(piece[tuple(slice(n) for n in target.shape)])
+        assert out is not None  # plan refuses inputs without a voxel
+        return out
+
+    def _cheapest(self, size: tuple[int, ...], network: Any, core: Any, reserved: int) -> TilePlan | None:
+        """The plan with the cheapest tile that fits into the free memory; None if that is unknown."""
         weights = next(core.parameters())
         device = torch.device(self.sw_device or weights.device)
         whole = [core.output_size(core.input_size(max(n, core.multiple))) for n in size]
-        ample = 2 * OVERHEAD * self._counted(core, whole)  # with it the image passes at once, without measuring
+        ample = 2 * OVERHEAD * self._activation_bytes(core, whole)  # enough for a single pass, without measuring
         if self.memory is not None:
             free = int(self.memory * 2**30)
         else:
-            beside = reserved if torch.device(self.device or device).type == device.type else 0
-            share = SHARE.get(device.type, SHARE["cpu"])
-            at_hand = available_bytes(device, enough=beside + ample / share)
-            if at_hand is None:
+            result = reserved if torch.device(self.device or device).type == device.type else 0
+            fraction = MEMORY_FRACTION.get(device.type, MEMORY_FRACTION["cpu"])
+            available = available_bytes(device, enough=result + ample / fraction)
+            if available is None:
                 return None
-            free = int(share * max(at_hand - beside, 0))
+            free = int(fraction * max(available - result, 0))
         overhead = self._overhead(network, core, weights) if ample > free else OVERHEAD
-        tile = choose_tile(size, core, lambda t: int(overhead * self._counted(core, t)), free)
-        taken = int(overhead * self._counted(core, tile))
-        return TilePlan(tuple(size), tile, core.margin, core.multiple, taken, free)
 
-    def _counted(self, core: Any, tile: Sequence[int]) -> int:
-        """Bytes of the activations of a pass, before what the convolutions need beside them."""
+        def bytes_of(tile: Sequence[int]) -> int:
+            return int(overhead * self._activation_bytes(core, tile))
+
+        tile = choose_tile(size, core, bytes_of, free)
+        return TilePlan(size, tile, core.margin, core.multiple, bytes_of(tile), free)
+
+    def _activation_bytes(self, core: Any, tile: Sequence[int]) -> int:
+        """Bytes of the activations of a pass, without the working memory of the convolutions."""
         itemsize = 2 if self.infer.amp else next(core.parameters()).itemsize
         averaged = 0 if self.averaging == "none" else 2 * self.sw_batch_size * core.out_channels * math.prod(tile) * 4
         return pass_bytes(core, tile, self.sw_batch_size, itemsize) + averaged
 
     def _overhead(self, network: Callable[..., Tensor], core: Any, weights: Tensor) -> float:
-        """What a pass takes of memory over what is counted, measured once on the paper's tile; in quarters, so that
-        the choice does not hang on the measurement's noise."""
+        """Memory of a pass relative to its activations, measured once on the paper's tile; rounded up to quarters, so
+        that noise in the measurement does not change the plan."""
         device = torch.device(self.sw_device or weights.device)
         key = (core.features, core.spatial_dims, weights.dtype, device, self.infer.amp, self.sw_batch_size)
         if key not in self._overheads:
-            t = core.output_size(core.input_size(PAPER[core.spatial_dims]))
+            t = core.output_size(core.input_size(PAPER_TILE[core.spatial_dims]))
             tile = (t,) * core.spatial_dims
             shape = (self.sw_batch_size, core.in_channels, *(n + 2 * core.margin for n in tile))
 
             def work() -> None:
                 with torch.no_grad():
-                    self._averaged(network, torch.zeros(shape, dtype=weights.dtype, device=device), (), {})
+                    self._averaged(torch.zeros(shape, dtype=weights.dtype, device=device), network)
 
             measured = measured_bytes(work, device)
-            ratio = OVERHEAD if measured is None else measured / self._counted(core, tile)
+            ratio = OVERHEAD if measured is None else measured / self._activation_bytes(core, tile)
             self._overheads[key] = max(1.25, math.ceil(4 * ratio) / 4)
         return self._overheads[key]
 
-    def _told(self, name: str, core: Any) -> int:
-        told = getattr(self, name)
-        if told is None:
-            told = getattr(core, name, None)
-        if told is None:
-            raise ValueError(
-                f"{type(core).__name__} does not tell its {name}; give it as OverlapTileInferer({name}=...)"
-            )
-        return int(told)
+    def _attribute(self, name: str, core: Any) -> int:
+        value = getattr(self, name)
+        if value is None:
+            value = getattr(core, name, None)
+        if value is None:
+            raise ValueError(f"{type(core).__name__} has no {name}; give it as OverlapTileInferer({name}=...)")
+        return int(value)
 
-    def _averaged(self, network: Callable[..., Tensor], x: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Mean over the symmetries g of g⁻¹(network(g x)): a function of the tile as good as the network itself."""
+    def _averaged(self, x: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         if self.averaging == "none":
             return self.infer(x, network, *args, **kwargs)
-        axes = tuple(range(2, x.ndim))
-        orders = [axes] if self.averaging == "mirror" else list(permutations(axes))
-        flips = [
-            tuple(a for a, flip in zip(axes, flags, strict=True) if flip) for flags in product((0, 1), repeat=len(axes))
-        ]
-        total = torch.zeros(())
-        for order, flip in product(orders, flips):
-            y = self.infer(x.permute(0, 1, *order).flip(flip), network, *args, **kwargs).flip(flip)
-            back = [order.index(a) + 2 for a in axes]
-            total = total.to(y.device) + y.permute(0, 1, *back).to(torch.promote_types(y.dtype, torch.float32))
-        return total / (len(orders) * len(flips))
+        return symmetry_mean(x, lambda turned: self.infer(turned, network, *args, **kwargs), self.averaging)
 
 
 def _boxed(x: Tensor, box: Sequence[slice]) -> Tensor:
@@ -378,7 +377,7 @@ def _boxed(x: Tensor, box: Sequence[slice]) -> Tensor:
 
 
 def _mirror(index: Tensor, n: int) -> Tensor:
-    """Positions on the endless line → positions in 0 … n − 1, mirrored about the edge voxels, any number of bounces."""
+    """Map positions on the endless line to 0 … n − 1 by mirroring about the edge voxels, as often as needed."""
     if n == 1:
         return torch.zeros_like(index)
     index = index.remainder(2 * (n - 1))

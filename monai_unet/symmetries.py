@@ -1,20 +1,59 @@
-"""How sure the network is of an image: whether it says the same of its rotations and mirror images (section 4).
+"""The exact symmetries of an image: the mean and the variance of the predictions over them (section 4).
 
-The paper averages the predictions of 7 rotated versions of the image. Right-angled rotations and mirrorings are exact,
-so where the predictions of these differ, the network is to blame and no interpolation. Their variance ranks images by
-what an annotation of them would teach.
+The paper averages the predictions for 7 rotated versions of the image. Mirrorings and right-angled rotations, 8 in 2-D
+and 48 in 3-D, need no interpolation: where the predictions for these differ, the network alone is the cause. Their mean
+is a better prediction; their variance ranks images by how much there is to learn from annotating them.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from itertools import permutations, product
+from itertools import compress, permutations, product
+from typing import Any
 
 import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-__all__ = ["symmetry_variance"]
+__all__ = ["symmetry_mean", "symmetry_variance"]
+
+
+def symmetry_mean(x: Tensor, function: Callable[[Tensor], Tensor], symmetries: str | Sequence[int] = "all") -> Tensor:
+    """Average ``g⁻¹(function(g(x)))`` over the exact symmetries g.
+
+    Args:
+        x: (B, C, *spatial), 2-D or 3-D.
+        function: maps it to (B, K, *spatial), where each axis is shorter by a fixed margin or by nothing.
+        symmetries: "all" for the mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel
+            sizes); "mirror" for the 2^d mirrorings; (0, 2) for those along these spatial axes only.
+
+    Returns:
+        (B, K, *spatial), float32, or float64 if the function's output is.
+
+    Raises:
+        ValueError: ``symmetries`` is none of these.
+
+    >>> image = torch.tensor([[[[1.0, 2.0, 6.0]]]])
+    >>> symmetry_mean(image, lambda x: x.cumsum(dim=3), (1,))  # (1, 3, 9) from the left, (9, 8, 6) from the right
+    tensor([[[[5.0000, 5.5000, 7.5000]]]])
+    """
+    axes = tuple(range(2, x.ndim))
+    if isinstance(symmetries, str):
+        mirrored, known = axes, symmetries in ("all", "mirror")
+    else:
+        mirrored = tuple(axis + 2 for axis in symmetries)
+        known = set(mirrored) <= set(axes)
+    if not known:
+        raise ValueError(f'symmetries is {symmetries!r}; it must be "all", "mirror" or axes from 0 to {len(axes) - 1}')
+    orders = list(permutations(axes)) if symmetries == "all" else [axes]
+    flips = [tuple(compress(mirrored, flags)) for flags in product((False, True), repeat=len(mirrored))]
+    total = torch.zeros(())
+    for order, flip in product(orders, flips):
+        y = function(x.permute(0, 1, *order).flip(flip)).flip(flip)
+        y = y.permute(0, 1, *(order.index(axis) + 2 for axis in axes))
+        total = total + y.to(torch.promote_types(y.dtype, torch.float32))
+    return total / (len(orders) * len(flips))
 
 
 def symmetry_variance(
@@ -23,43 +62,41 @@ def symmetry_variance(
     inferer: Callable[..., Tensor],
     symmetries: str | Sequence[int] = "all",
 ) -> Tensor:
-    """Variance of the predicted probabilities over the exact symmetries of the image.
+    """Compute the variance of the predicted probabilities over the exact symmetries of the image.
 
     Args:
         image: (B, C, *spatial), as the network takes it, 2-D or 3-D.
-        network: gives logits (B, K, *spatial).
-        inferer: ``inferer(image, network)`` gives the logits of the whole image, any size; without averaging.
-        symmetries: "all" the 8 mirrorings and right-angled rotations in 2-D, 48 in 3-D (for equal voxel sizes);
-            "mirror" the 2^d mirrorings; (0, 2) those along these spatial axes only. Take what the training did:
-            what it has not shown the network says little of an image.
+        network: returns logits (B, K, *spatial).
+        inferer: ``inferer(image, network)`` returns the logits of the whole image, of any size. The ``averaging`` of an
+            `OverlapTileInferer` is ignored here; the object itself stays as it is.
+        symmetries: as for `symmetry_mean`. Choose those that the network was trained on: disagreement over others says
+            little about the image.
 
     Returns:
-        (B, *spatial), float32: the variance over the symmetries, summed over the classes; from 0, where all agree, to
-        less than 1.
+        (B, *spatial), float32: the variance over the symmetries, summed over the classes; 0 where all agree, always
+        below 1.
 
     Raises:
-        ValueError: ``symmetries`` is none of these.
+        ValueError: as for `symmetry_mean`.
+
+    >>> from monai.inferers import SimpleInferer
+    >>> def left_is_foreground(x):  # whatever the image shows
+    ...     logit = torch.tensor([20.0, -20.0]).expand_as(x)
+    ...     return torch.cat([-logit, logit], dim=1)
+    >>> symmetry_variance(torch.zeros(1, 1, 2, 2), left_is_foreground, SimpleInferer())
+    tensor([[[0.5000, 0.5000],
+             [0.5000, 0.5000]]])
     """
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    axes = tuple(range(2, plain.ndim))
-    orders = list(permutations(axes)) if symmetries == "all" else [axes]
-    if isinstance(symmetries, str):
-        mirrored, known = axes, symmetries in ("all", "mirror")
-    else:
-        mirrored = tuple(axis + 2 for axis in symmetries)
-        known = set(mirrored) <= set(axes)
-    if not known:
-        raise ValueError(
-            f'symmetries is {symmetries!r}; it must be "all", "mirror" or of the axes 0 to {len(axes) - 1}'
-        )
-    total = squares = torch.zeros(())
-    count = 0
+    once: Any = inferer
+    if hasattr(inferer, "averaging"):
+        once = copy.copy(inferer)  # others may be using it at the same time
+        once.averaging = "none"
+
+    def moments(x: Tensor) -> Tensor:
+        probability = once(x, network).float().softmax(1).double()
+        return torch.cat([probability, probability.square()], dim=1)
+
     with torch.no_grad():
-        for order, flags in product(orders, product((False, True), repeat=len(mirrored))):
-            flipped = tuple(axis for axis, flip in zip(mirrored, flags, strict=True) if flip)
-            seen = plain.permute(0, 1, *order).flip(flipped)
-            probability = inferer(seen, network).float().softmax(1).flip(flipped)
-            probability = probability.permute(0, 1, *(order.index(axis) + 2 for axis in axes)).double()
-            total, squares, count = total + probability, squares + probability.square(), count + 1
-    variance = squares / count - (total / count).square()
-    return variance.clamp_min(0).sum(1).float()
+        mean, mean_square = symmetry_mean(plain, moments, symmetries).chunk(2, dim=1)
+    return (mean_square - mean.square()).clamp_min(0).sum(1).float()

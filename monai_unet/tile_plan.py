@@ -1,7 +1,7 @@
-"""Fig. 2, planned: how an image is cut into tiles, what that costs, and which tile costs least in the memory at hand.
+"""Planning for Fig. 2: how an image is cut into tiles, what that costs, and which tile is cheapest in the free memory.
 
-A tile of a valid-convolution network computes its margin beside its output, and neighbours compute the same margin
-again: the larger the tile, the less is computed twice, and the more memory a pass takes.
+Each tile of a valid-convolution network is computed with a margin around it, and neighbouring tiles compute the same
+margin again. Larger tiles repeat less and need more memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["TilePlan", "choose_tile", "pass_bytes"]
 
-#: a smaller tile is taken where it costs at most so much more than the cheapest one
+#: among tiles that cost at most 2 % more than the cheapest one, the one that needs least memory is chosen
 TOLERANCE = 1.02
 
 
@@ -23,12 +23,18 @@ class TilePlan:
     """The tiles of an image; prints as one line.
 
     Args:
-        size: voxels of the image per axis.
-        tile: output voxels of a tile per axis.
-        margin: context that a tile needs on each side.
-        multiple: tiles are offset by multiples of it.
-        bytes: most memory that a pass takes, beside the weights, the image and the result; None where not known.
-        available: memory that the choice was made for, in bytes; None where the tile was given.
+        size: voxels of the image, per axis.
+        tile: output voxels of a tile, per axis.
+        margin: voxels of context that a tile needs on each side.
+        multiple: tile offsets are multiples of this many voxels.
+        bytes: peak memory of one pass, apart from the weights, the image and the result; None if unknown.
+        available: bytes of memory that the tile was chosen for; None if the tile was given.
+
+    >>> plan = TilePlan(size=(1000, 1000), tile=(388, 388), margin=92, multiple=16)
+    >>> print(plan)
+    9 tiles of 388 x 388 (input 572 x 572), 52% computed twice
+    >>> plan.stride, list(plan.origins())[:4]
+    ((384, 384), [(0, 0), (0, 384), (0, 768), (384, 0)])
     """
 
     size: tuple[int, ...]
@@ -50,11 +56,12 @@ class TilePlan:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Number of tiles per axis."""
+        """Number of tiles, per axis."""
         return tuple(len(starts) for starts in self.starts)
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return math.prod(self.grid)
 
     @property
@@ -63,25 +70,26 @@ class TilePlan:
         return self.tiles * math.prod(t + 2 * self.margin for t in self.tile)
 
     @property
-    def waste(self) -> float:
-        """Share of the computed voxels that one pass over the whole image would not compute."""
+    def redundant_fraction(self) -> float:
+        """Fraction of the computed voxels that a single pass over the whole image would save."""
         return max(0.0, 1 - math.prod(n + 2 * self.margin for n in self.size) / self.computed_voxels)
 
-    def places(self) -> Iterator[tuple[int, ...]]:
-        """First output voxel of each tile, in array order."""
+    def origins(self) -> Iterator[tuple[int, ...]]:
+        """Iterate over the first output voxel of each tile, in array order."""
         return product(*self.starts)
 
-    def owned(self, place: Sequence[int]) -> tuple[slice, ...]:
-        """The image's voxels that the tile at ``place`` has the last word on: neighbouring tiles overlap a little."""
+    def exclusive_box(self, origin: Sequence[int]) -> tuple[slice, ...]:
+        """Return the voxels that the tile at ``origin`` alone provides: tiles overlap a little, these boxes do not."""
         ends = (
             n if start == starts[-1] else start + s
-            for start, starts, s, n in zip(place, self.starts, self.stride, self.size, strict=True)
+            for start, starts, s, n in zip(origin, self.starts, self.stride, self.size, strict=True)
         )
-        return tuple(slice(start, end) for start, end in zip(place, ends, strict=True))
+        return tuple(slice(start, end) for start, end in zip(origin, ends, strict=True))
 
     def __str__(self) -> str:
-        shape, seen = (" x ".join(map(str, sizes)) for sizes in (self.tile, [t + 2 * self.margin for t in self.tile]))
-        text = f"{self.tiles} tile{'s' * (self.tiles > 1)} of {shape} (input {seen}), {self.waste:.0%} computed twice"
+        shape, window = (" x ".join(map(str, n)) for n in (self.tile, [t + 2 * self.margin for t in self.tile]))
+        text = f"{self.tiles} tile{'s' * (self.tiles > 1)} of {shape} (input {window})"
+        text += f", {self.redundant_fraction:.0%} computed twice"
         if self.bytes is not None:
             text += f", {self.bytes / 2**30:.2f} GiB per pass"
         if self.available is not None:
@@ -92,33 +100,42 @@ class TilePlan:
 def choose_tile(
     size: Sequence[int], core: Any, bytes_of: Callable[[Sequence[int]], int], available: int
 ) -> tuple[int, ...]:
-    """Output size of the tile that costs least, in computed voxels, of those whose pass fits into ``available`` bytes.
+    """Choose the tile with the fewest computed voxels among those whose pass fits into the available memory.
 
-    Of tiles within 2 % of that the one of the smallest pass; where none fits, the smallest there is. The same
-    arguments give the same tile.
+    Of the tiles within 2 % of the cheapest, the one that needs least memory is taken; if none fits, the smallest there
+    is. The choice is deterministic.
 
     Args:
-        size: voxels of the image per axis.
-        core: network that tells ``margin``, ``multiple``, ``input_size`` and ``output_size``, as `ValidUNet` does.
-        bytes_of: memory of a pass by the output size of its tile.
+        size: voxels of the image, per axis.
+        core: network with ``margin``, ``multiple``, ``input_size`` and ``output_size``, such as `ValidUNet`.
+        bytes_of: peak memory of a pass, as a function of the tile's output size.
         available: in bytes.
+
+    Returns:
+        output voxels of the tile, per axis.
+
+    >>> from functools import partial
+    >>> from monai_unet.networks import ValidUNet
+    >>> network = ValidUNet(2, in_channels=1, out_channels=2, features=(8, 16, 32))
+    >>> choose_tile((4000, 4000), network, partial(pass_bytes, network), available=200 * 2**20)
+    (800, 800)
     """
     axes = []
     for n in size:
-        plans = [TilePlan((n,), (t,), core.margin, core.multiple) for t in _axis(n, core)]
+        plans = [TilePlan((n,), (t,), core.margin, core.multiple) for t in _candidates(n, core)]
         axes.append([(plan.computed_voxels, plan.tile[0]) for plan in plans])
     tiles = [tuple(zip(*along, strict=True)) for along in product(*axes)]
-    most, fitting = math.inf, list[tuple[int, tuple[int, ...]]]()
+    limit, fitting = math.inf, list[tuple[int, tuple[int, ...]]]()
     for cost, tile in sorted((math.prod(costs), tile) for costs, tile in tiles):
-        if cost > most:
+        if cost > limit:
             break
-        if (taken := bytes_of(tile)) <= available:
-            most = min(most, TOLERANCE * cost)
-            fitting.append((taken, tile))
-    return min(fitting)[1] if fitting else min((bytes_of(tile), tile) for _, tile in tiles)[1]
+        if (needed := bytes_of(tile)) <= available:
+            limit = min(limit, TOLERANCE * cost)
+            fitting.append((needed, tile))
+    return min(fitting or [(bytes_of(tile), tile) for _, tile in tiles])[1]
 
 
-def _axis(n: int, core: Any) -> list[int]:
+def _candidates(n: int, core: Any) -> list[int]:
     """For each number of tiles along an axis of n voxels, the smallest output size that covers it; largest first."""
     smallest = core.output_size(core.input_size(core.multiple))
     rest = smallest % core.multiple  # k tiles reach to k · stride + rest
@@ -130,28 +147,33 @@ def _axis(n: int, core: Any) -> list[int]:
 
 
 def pass_bytes(network: Any, tile: Sequence[int], batch: int = 1, itemsize: int = 4) -> int:
-    """Bytes of the activations that are alive at once in a pass of `ValidUNet` without gradients, its input included.
+    """Return the peak size in bytes of the activations in a `ValidUNet` pass without gradients, its input included.
 
     Args:
-        network: tells ``features``, ``in_channels``, ``out_channels`` and ``margin``.
-        tile: output voxels per axis.
+        network: with ``features``, ``in_channels``, ``out_channels`` and ``margin``, as `ValidUNet` has them.
+        tile: output voxels, per axis.
         batch: tiles per pass.
-        itemsize: bytes of a number.
+        itemsize: bytes per value.
+
+    >>> from monai_unet.networks import ValidUNet
+    >>> network = ValidUNet(2, in_channels=1, out_channels=2, features=(8, 16, 32))
+    >>> pass_bytes(network, (388, 388)) / 2**20  # MiB
+    24.0...
     """
     n = [t + 2 * network.margin for t in tile]
-    alive = most = network.in_channels * math.prod(n)  # alive: what is kept for later, here the input
+    kept = peak = network.in_channels * math.prod(n)  # kept for later: the input, then the skips too
     skips: list[int] = []
 
-    def convolutions(features: int, block: int) -> int:
-        """Two convolutions beside ``block``, their input and what else is kept until they have passed."""
-        nonlocal n, most
-        before = 0
+    def convolutions(features: int, before: int) -> int:
+        """Two convolutions of a block of ``before`` values, which is kept until both have run."""
+        nonlocal n, peak
+        first = 0
         for _ in range(2):
             n = [i - 2 for i in n]
-            after = features * math.prod(n)
-            most = max(most, alive + block + before + after)
-            before = after
-        return before
+            second = features * math.prod(n)
+            peak = max(peak, kept + before + first + second)
+            first = second
+        return first
 
     current = 0
     for level, features in enumerate(network.features):
@@ -160,13 +182,13 @@ def pass_bytes(network: Any, tile: Sequence[int], batch: int = 1, itemsize: int 
             current = network.features[level - 1] * math.prod(n)
         current = convolutions(features, current)
         skips.append(current)
-        alive += current
-    alive -= skips.pop()
+        kept += current
+    kept -= skips.pop()
     for features, _ in reversed(list(pairwise(network.features))):
         n = [2 * i for i in n]
         up = features * math.prod(n)
-        most = max(most, alive + current + up, alive + 3 * up)  # the concatenation beside its parts
-        alive -= skips.pop()
+        peak = max(peak, kept + current + up, kept + 3 * up)  # the concatenation [up, skip] besides up
+        kept -= skips.pop()
         current = convolutions(features, 3 * up)
-    most = max(most, alive + current + network.out_channels * math.prod(n))
-    return batch * itemsize * most
+    peak = max(peak, kept + current + network.out_channels * math.prod(n))
+    return batch * itemsize * peak

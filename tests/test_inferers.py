@@ -58,6 +58,12 @@ def test_abutting_tiles_off_the_multiple_would_differ():
     assert (y[:, :, 36:] - abutting[:, :, 36:]).abs().max() > 1e-3
 
 
+def test_a_tile_that_is_mirrored_as_a_whole():
+    """The last tile of a pointwise network, without a margin, shows the image's last columns backwards."""
+    x = torch.rand(1, 1, 20, 33)
+    assert torch.equal(OverlapTileInferer(8, margin=0, multiple=1)(x, lambda tile: 2 * tile), 2 * x)
+
+
 def test_replicate_padding_repeats_the_edge():
     x = torch.rand(1, 2, 12, 12)
     with torch.no_grad():
@@ -183,6 +189,20 @@ def test_dtypes_and_meta_data_survive():
     assert y.affine[1, 1] == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_a_meta_tensor_s_result_has_the_logits_dtype_and_the_asked_for_device(dtype):
+    image = MetaTensor((torch.rand(1, 1, 20, 33) * 9).to(dtype), meta={"filename_or_obj": "cell.tif"})
+
+    def logits(tile):
+        return -0.5 * tile.float()
+
+    y = OverlapTileInferer(8, margin=0, multiple=1, device="meta")(image, logits)
+    assert (y.dtype, y.device.type) == (torch.float32, "meta")
+    y = OverlapTileInferer(8, margin=0, multiple=1)(image, logits)
+    torch.testing.assert_close(y.as_tensor(), -0.5 * image.as_tensor().float())
+    assert y.meta["filename_or_obj"] == "cell.tif"
+
+
 def test_training_tiles_pass_once_in_bfloat16_where_asked():
     x = torch.rand(1, 2, 188, 188)
     with torch.no_grad():
@@ -220,7 +240,7 @@ def test_inputs_and_networks_that_cannot_be():
         OverlapTileInferer()(x[..., :0], NET2)
     with pytest.raises(ValueError, match="tile_size is 0; it must be at least 1"):
         OverlapTileInferer(0)(x, NET2)
-    with pytest.raises(ValueError, match=r"function does not tell its margin; give it as OverlapTileInferer\(margin="):
+    with pytest.raises(ValueError, match=r"function has no margin; give it as OverlapTileInferer\(margin="):
         OverlapTileInferer()(x, lambda tile: tile)
     with pytest.raises(ValueError, match="tile_size is 8; tiles advance by multiples of 16, so use at least that"):
         OverlapTileInferer(8, margin=2, multiple=16)(x, lambda tile: tile)
@@ -235,8 +255,8 @@ def test_inputs_and_networks_that_cannot_be():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"padding_mode": "zeros"}, 'padding_mode is \'zeros\'; it must be "reflect" or "replicate"'),
-        ({"averaging": "rotate"}, 'averaging is \'rotate\'; it must be "none", "mirror" or "all"'),
+        ({"padding_mode": "zeros"}, "padding_mode is 'zeros'; it must be reflect or replicate"),
+        ({"averaging": "rotate"}, "averaging is 'rotate'; it must be none, mirror or all"),
         ({"amp": "half"}, "amp is 'half'; it must be true or false"),
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],

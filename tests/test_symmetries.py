@@ -88,7 +88,19 @@ def test_mirrored_along_the_axes_that_are_asked_for_only():
     assert torch.equal(every, symmetry_variance(image, network, inferer, "mirror"))
 
 
+def test_an_inferer_that_averages_is_used_without_and_goes_on_averaging():
+    """Averaged predictions would agree with each other; others may be using the inferer meanwhile."""
+    torch.manual_seed(0)
+    network, image = ValidUNet(2, 1, 2, (2, 3), dropout=0.0).eval(), torch.randn(1, 1, 16, 16)
+    averaging = OverlapTileInferer(tile_size=16, averaging="all")
+    expected = symmetry_variance(image, network, OverlapTileInferer(tile_size=16))
+    assert torch.equal(symmetry_variance(image, network, averaging), expected)
+    assert averaging.averaging == "all"
+
+
 @pytest.mark.parametrize("symmetries", ["some", (2,), (-1,)])
 def test_other_symmetries_are_refused(symmetries):
-    with pytest.raises(ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or'):
+    with pytest.raises(
+        ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or axes'
+    ):
         symmetry_variance(torch.zeros(1, 1, 4, 4), two_classes(lambda x: x), plain, symmetries)

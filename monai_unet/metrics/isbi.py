@@ -171,7 +171,7 @@ def _count(
     return np.stack([counts(one, p, values) for one, p in pairs])
 
 
-def _best(counts: np.ndarray) -> float:
+def _smallest_error(counts: np.ndarray) -> float:
     """(N, thresholds, 2) → the smallest errors / total over the thresholds; 0 where there is nothing to get wrong."""
     errors, total = counts.sum(axis=0).T
     return float((errors / np.maximum(total, 1)).min())
@@ -197,7 +197,7 @@ def warping_error(
         ValueError: shapes differ or are not 2-D or 3-D, labels are not binary, probabilities are not in [0, 1],
             thresholds are not.
     """
-    return _best(_count(_warping_counts, labels, probabilities, thresholds))
+    return _smallest_error(_count(_warping_counts, labels, probabilities, thresholds))
 
 
 def rand_error(
@@ -209,7 +209,7 @@ def rand_error(
     The pair counts are summed over the slices before the F-score is taken. A label without a cell has no pairs and
     gives 0. Arguments, result and errors as :func:`warping_error`; Arganda-Carreras et al. 2015.
     """
-    return _best(_count(_rand_counts, labels, probabilities, thresholds))
+    return _smallest_error(_count(_rand_counts, labels, probabilities, thresholds))
 
 
 def pixel_error(
@@ -219,7 +219,7 @@ def pixel_error(
 
     Arguments, result and errors as :func:`warping_error`; Arganda-Carreras et al. 2015.
     """
-    return _best(_count(_pixel_counts, labels, probabilities, thresholds))
+    return _smallest_error(_count(_pixel_counts, labels, probabilities, thresholds))
 
 
 class _BestOverThresholds(CumulativeIterationMetric):
@@ -259,13 +259,13 @@ class _BestOverThresholds(CumulativeIterationMetric):
         counts = super().get_buffer()
         if counts is None:
             return None
-        return torch.tensor([[_best(one[None])] for one in counts.cpu().numpy()], dtype=torch.float64)
+        return torch.tensor([[_smallest_error(one[None])] for one in counts.cpu().numpy()], dtype=torch.float64)
 
     def aggregate(self) -> torch.Tensor:
         counts = super().get_buffer()
         if counts is None:
             raise ValueError(f"{type(self).__name__} has seen no image: call it before aggregate().")
-        return torch.tensor(_best(counts.cpu().numpy()), dtype=torch.float64)
+        return torch.tensor(_smallest_error(counts.cpu().numpy()), dtype=torch.float64)
 
 
 class WarpingError(_BestOverThresholds):

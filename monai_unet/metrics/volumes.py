@@ -45,8 +45,8 @@ class SurfaceMetricHandler(IgniteMetricHandler):
             spacing = reference.pixdim.tolist()
             values = torch.as_tensor(IterationMetric.__call__(self.metric_fn, *pair, spacing=spacing))
             # MONAI's percentile of infinite distances is NaN, and a missed organ would be left out of the mean
-            held, due = (mask.flatten(1).amax(1) > 0 for (mask,) in pair)
-            missed = (held != due)[-values.shape[1] :]
+            in_prediction, in_reference = (mask.flatten(1).amax(1) > 0 for (mask,) in pair)
+            missed = (in_prediction != in_reference)[-values.shape[1] :]
             self.metric_fn.extend(values.masked_fill(missed, math.inf))
 
 

@@ -1,8 +1,7 @@
-"""Scores for "next sample": how much the network contradicts itself on rotations and mirror images of an image."""
+"""Scores for "next sample": how much the network contradicts itself on rotated and mirrored versions of an image."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from pathlib import Path
@@ -15,14 +14,13 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
 
-from monai_unet.inferers import OverlapTileInferer
 from monai_unet.symmetries import symmetry_variance
 
 logger = logging.getLogger(__name__)
 
 
 def symmetries(bundle: str) -> str | tuple[int, ...]:
-    """Those that a bundle trains on: of a picture all, of a volume the mirrorings along some of its axes."""
+    """The symmetries that a bundle trains on: all in 2-D, the mirrorings along some of the axes in 3-D."""
     recipe = ConfigParser()
     recipe.read_config(Path(bundle) / "configs" / "train.yaml")
     mirrored = np.broadcast_to(recipe["flip_prob"], recipe["network_def#spatial_dims"]) > 0
@@ -30,12 +28,12 @@ def symmetries(bundle: str) -> str | tuple[int, ...]:
 
 
 class Uncertainty(ScoringMethod):
-    """Writes ``uncertainty`` (mean variance per voxel) into the record of each image without a label.
+    """Write ``uncertainty`` (mean variance per voxel) into the record of each image without a label.
 
-    The rotations and mirrorings are those that the training has shown it. An image is scored once per set of weights.
+    The rotations and mirrorings are those that the network was trained on. An image is scored once per set of weights.
 
     Args:
-        task: whose network and preprocessing are used.
+        task: its network and preprocessing are used.
         max_samples: images per call; 0 for all.
     """
 
@@ -58,9 +56,6 @@ class Uncertainty(ScoringMethod):
     def score(self, path: str, device: str) -> float:
         data: dict[str, Any] = {"image": path, "image_path": path, "device": device}
         data = self.task.run_pre_transforms(data, self.task.pre_transforms(data))
-        inferer = copy.copy(self.task.inferer(data))  # the task's own answers requests, meanwhile too
-        assert isinstance(inferer, OverlapTileInferer)
-        inferer.averaging = "none"
         network = self.task._get_network(device, None)
         image = data["image"][None].to(torch.device(device))
-        return float(symmetry_variance(image, network, inferer, self.symmetries).mean())
+        return float(symmetry_variance(image, network, self.task.inferer(data), self.symmetries).mean())

@@ -96,7 +96,7 @@ def predict_large_image(
         predict = partial(
             _predict, path=image.path.absolute(), level=level, output=output.absolute(), inferer=inferer, plan=plan
         )
-        tiles = list(zip(np.ndindex(plan.grid), plan.places(), strict=True))
+        tiles = list(zip(np.ndindex(plan.grid), plan.origins(), strict=True))
         groups = [tiles] if scheduler is None else [tiles[i : i + TASK] for i in range(0, len(tiles), TASK)]
         each(predict, groups, scheduler, "tiles", network=network, record=record)
         if label is not None:
@@ -140,7 +140,7 @@ def _predict(
         return inferer.window(box_of, item[1], plan)
 
     def write(item: tuple[Any, tuple[int, ...]], probability: np.ndarray, classes: np.ndarray) -> None:
-        owned = plan.owned(item[1])
+        owned = plan.exclusive_box(item[1])
         group["0"][(slice(None), *owned)] = probability
         group["labels/classes/0"][owned] = classes
         done[item[0]] = 1
@@ -149,7 +149,7 @@ def _predict(
         for item, window, written in tqdm(
             _overlapped(left, read, write), total=len(left), desc="tiles", disable=None if inferer.progress else True
         ):
-            owned = plan.owned(item[1])
+            owned = plan.exclusive_box(item[1])
             logits = inferer.logits(window.to(device), network)[0]
             logits = logits[(slice(None), *(slice(s.stop - s.start) for s in owned))].float()
             probability = logits.softmax(0)[1:].mul(255).round().to(torch.uint8)
@@ -224,8 +224,8 @@ def _opened(
 def _moments(image: LargeImage, plan: TilePlan) -> tuple[float, float]:
     """Mean and standard deviation of all voxels and channels, as `NormalizeIntensity` takes them."""
     count, mean, squares = 0, 0.0, 0.0
-    for place in tqdm(plan.places(), total=plan.tiles, desc="mean and standard deviation", disable=None):
-        part = image.read(plan.owned(place)).astype(np.float64)
+    for place in tqdm(plan.origins(), total=plan.tiles, desc="mean and standard deviation", disable=None):
+        part = image.read(plan.exclusive_box(place)).astype(np.float64)
         if not np.isfinite(part).all():
             raise InputError(image.path, f"NaN or Inf at {place}", "Replace them in the software that wrote the image")
         own = float(part.mean())
