@@ -1,4 +1,4 @@
-"""Work on a Dask scheduler's workers: the same result as here, also when a worker is killed and another one joins."""
+"""The workers of a Dask scheduler give the same result as one process, also when one is killed and another joins."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 from monai_unet.data.large import instances as large_instances  # noqa: E402
-from monai_unet.data.large.distribute import each  # noqa: E402
-from monai_unet.data.large.predict import predict_large_image  # noqa: E402
+from monai_unet.data.large import predict_large_image  # noqa: E402
+from monai_unet.data.large.distribute import map_items  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
@@ -50,7 +50,7 @@ def image(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_result_of_two_workers_is_that_of_one_process_bit_for_bit(image):
+def test_two_workers_give_the_bits_of_one_process(image):
     expected = predict(image, "here")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=40
@@ -61,24 +61,24 @@ def test_the_result_of_two_workers_is_that_of_one_process_bit_for_bit(image):
     assert expected[2].max() > 20, "or no instances were compared"
 
 
-def test_an_address_where_no_scheduler_answers_is_told():
+def test_an_address_without_a_scheduler():
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
         pytest.raises(InputError, match="tcp://127.0.0.1:1: no Dask scheduler answers there.*`dask scheduler`"),
     ):
-        each(print, [1], "tcp://127.0.0.1:1")
+        map_items(print, [1], "tcp://127.0.0.1:1")
     with pytest.raises(InputError, match="nowhere.*no Dask scheduler answers"):
-        each(print, [1], "nowhere://")
+        map_items(print, [1], "nowhere://")
 
 
-def test_what_the_work_raises_comes_back():
+def test_exceptions_of_the_work_are_raised_here():
     with (
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50
         ) as cluster,
         pytest.raises(ZeroDivisionError),
     ):
-        each(divmod_by, [1, 0], cluster.scheduler_address, number=1)
+        map_items(divmod_by, [1, 0], cluster.scheduler_address, number=1)
 
 
 def divmod_by(item: int, number: int) -> None:
@@ -89,32 +89,22 @@ def divmod_by(item: int, number: int) -> None:
 def test_a_worker_dies_and_another_joins(image):
     expected = predict(image, "here", features=(32, 64, 128))
     address = "tcp://127.0.0.1:18786"
-    command = [sys.executable, "-W", "ignore", "-m", "distributed.cli.dask_"]
-    started = [
-        subprocess.Popen(
-            [
-                *command[:-1],
-                "distributed.cli.dask_scheduler",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "18786",
-                "--no-dashboard",
-            ]
-        )
-    ]
+    started = []
+
+    def start(program: str, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "-W", "ignore", "-m", f"distributed.cli.{program}", "--no-dashboard", *options]
+        started.append(subprocess.Popen(command))
+        return started[-1]
 
     def worker() -> subprocess.Popen:
-        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(image)]
-        process = subprocess.Popen([*command[:-1], "distributed.cli.dask_worker", address, *options])
-        started.append(process)
-        return process
+        return start("dask_worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", str(image))
 
+    start("dask_scheduler", "--host", "127.0.0.1", "--port", "18786")
     first = worker()
     script = f"""
 from pathlib import Path
 from monai_unet.data.large import instances as large_instances
-from tests.test_workers import predict
+from tests.data.test_distribute import predict
 large_instances.BLOCK[2] = 40
 predict(Path({str(image)!r}), "there", {address!r}, (32, 64, 128))
 """

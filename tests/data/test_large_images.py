@@ -1,4 +1,4 @@
-"""Larger than memory: what is written tile by tile is what one pass in memory gives, also after a kill."""
+"""Larger than memory: the tiles written to disk equal one pass in memory, also after an interruption."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ome_zarr_models.v05.image import Image  # noqa: E402
 from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
 
 from monai_unet.data.large import instances as large_instances  # noqa: E402
+from monai_unet.data.large import predict_large_image  # noqa: E402
 from monai_unet.data.large.instances import label_blocks  # noqa: E402
-from monai_unet.data.large.predict import predict_large_image  # noqa: E402
 from monai_unet.data.large.reader import open_large_image  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
@@ -33,7 +33,7 @@ from monai_unet.transforms import LabelInstances  # noqa: E402
 
 
 def balanced(network: ValidUNet) -> ValidUNet:
-    """Random weights, and a bias that gives each class its share."""
+    """Give the network a bias with which random weights predict each class about equally often."""
     size = network.input_size(30)
     with torch.no_grad():
         y = network.eval()(torch.randn(1, network.in_channels, *(size,) * network.spatial_dims))
@@ -48,9 +48,9 @@ RNG = np.random.default_rng(0)
 DATA = os.environ.get("MONAI_UNET_DATA")
 
 
-def ome_zarr(path: Path, image: np.ndarray, axes: str, version: str = "0.5", chunks=None) -> Path:
+def ome_zarr(path: Path, image: np.ndarray, axes: str, version: str = "0.5", chunks=None, **options) -> Path:
     group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
-    group.create_array("0", data=image, chunks=chunks or image.shape)
+    group.create_array("0", data=image, chunks=chunks or image.shape, **options)
     kinds = {"c": "channel", "t": "time"}
     named = [{"name": a, "type": kinds.get(a, "space"), "unit": "micrometer"} for a in axes]
     scale = [{"type": "scale", "scale": [0.5] * len(axes)}]
@@ -71,16 +71,16 @@ def oracle(image: np.ndarray, network) -> tuple[np.ndarray, np.ndarray]:
 def check(output: Path, image: np.ndarray, network=NET) -> None:
     probability, classes = oracle(image, network)
     group = zarr.open_group(output, mode="r")
-    valid = Image.from_zarr(group)  # of those who write the specification: raises at what it does not allow
+    valid = Image.from_zarr(group)  # by the authors of the specification: raises where it is violated
     labels = [ImageLabel.from_zarr(group["labels"][name]) for name in group["labels"].attrs["ome"]["labels"]]
-    assert [each.attributes.ome.version for each in (valid, *labels)] == ["0.5"] * (1 + len(labels))
+    assert [one.attributes.ome.version for one in (valid, *labels)] == ["0.5"] * (1 + len(labels))
     assert np.abs(group["0"][:].astype(int) - probability).max() <= 1  # rounding at .5
     assert (group["labels/classes/0"][:] != classes).mean() < 1e-3
     assert 0.02 < (classes > 0).mean() < 0.98, "or nothing is compared"
 
 
 @pytest.mark.parametrize("form", ["0.4", "0.5", "tif", "tiled.tif", "npy"])
-def test_every_format_gives_what_memory_gives(tmp_path, form):
+def test_every_format_equals_one_pass_in_memory(tmp_path, form):
     image = RNG.integers(0, 60000, (75, 103), dtype=np.uint16)
     if form in ("0.4", "0.5"):
         path = ome_zarr(tmp_path / "in.ome.zarr", image[None, None], "tcyx", form, chunks=(1, 1, 32, 32))
@@ -185,7 +185,7 @@ def test_a_stack_without_spacing_has_no_unit(tmp_path, spacing, unit):
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_the_output_lies_on_an_image_that_is_moved_and_scaled_twice(tmp_path, version):
+def test_the_output_has_the_position_of_an_image_that_is_moved_and_scaled_twice(tmp_path, version):
     image = RNG.random((30, 1030), dtype=np.float32)
     path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx", version)
     group = zarr.open_group(path)
@@ -201,12 +201,12 @@ def test_the_output_lies_on_an_image_that_is_moved_and_scaled_twice(tmp_path, ve
     check(out, image)
     group = zarr.open_group(out, mode="r")
     assert placed(group) == [[1, 1, 2], [0, 12, 28]]  # 2 · (0.5 i + 1) + 10, 4 · (0.5 i + 2) + 20
-    assert placed(group, 1) == [[1, 2, 4], [0, 12.5, 29]]  # a mean lies between the voxels it is of
+    assert placed(group, 1) == [[1, 2, 4], [0, 12.5, 29]]  # a mean is centred between its voxels
     assert placed(group["labels/classes"]) == [[1, 2], [12, 28]]
     assert placed(group["labels/classes"], 1) == [[2, 4], [12, 28]]  # every second voxel stays where it is
 
 
-def test_a_prediction_of_a_coarse_level_lies_on_it(tmp_path):
+def test_a_prediction_of_a_coarse_level_has_its_position(tmp_path):
     path = ome_zarr(tmp_path / "in.ome.zarr", RNG.random((30, 2050), dtype=np.float32), "yx")
     source = predict_large_image(path, tmp_path / "source.ome.zarr", NET, OverlapTileInferer(500))
     out = predict_large_image(source, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(500), level=1)
@@ -215,7 +215,7 @@ def test_a_prediction_of_a_coarse_level_lies_on_it(tmp_path):
     assert placed(two, 1) == placed(one, 2)
 
 
-# --- going on ---
+# --- resuming ---
 
 
 class Stopped(Exception):
@@ -223,7 +223,7 @@ class Stopped(Exception):
 
 
 class StopsAfter(OverlapTileInferer):
-    """Ends like a stopped process after some tiles; counts them."""
+    """Stops after some tiles; counts them."""
 
     left, seen = 10**9, 0
 
@@ -234,7 +234,7 @@ class StopsAfter(OverlapTileInferer):
         return super().logits(*args, **kwargs)
 
 
-def test_a_stopped_prediction_goes_on_where_it_was(tmp_path):
+def test_a_stopped_prediction_resumes(tmp_path):
     image = RNG.random((75, 103), dtype=np.float32)
     np.save(tmp_path / "in.npy", image)
     first, second = StopsAfter(20), StopsAfter(68)  # the tiles are those it began with
@@ -247,7 +247,7 @@ def test_a_stopped_prediction_goes_on_where_it_was(tmp_path):
     check(out, image)
     third = StopsAfter(20)
     predict_large_image(tmp_path / "in.npy", out, NET, third)
-    assert third.seen == 0, "it is there already"
+    assert third.seen == 0, "it is finished already"
 
 
 def test_another_image_network_or_setting_is_refused(tmp_path):
@@ -255,17 +255,21 @@ def test_another_image_network_or_setting_is_refused(tmp_path):
     np.save(tmp_path / "other.npy", RNG.random((40, 40)))
     out = predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
     other = ValidUNet(2, 1, 2, (3, 4, 5)).eval()
-    with pytest.raises(InputError, match=r"out.ome.zarr: was made with another image\. Name another one, or remove it"):
+    with pytest.raises(
+        InputError, match=r"zarr: it was made with another image\. Choose another output, or remove this one"
+    ):
         predict_large_image(tmp_path / "other.npy", out, NET, OverlapTileInferer(20))
     with pytest.raises(InputError, match="was made with another network and averaging"):
         predict_large_image(tmp_path / "in.npy", out, other, OverlapTileInferer(20, averaging="all"))
     with pytest.raises(InputError, match="was made with another label"):
         predict_large_image(tmp_path / "in.npy", out, NET, OverlapTileInferer(20), LabelInstances())
-    with pytest.raises(InputError, match="is there, and not one of these outputs"):
+    with pytest.raises(
+        InputError, match=r"it exists and is not the output of a large prediction \(.*\)\. Choose another"
+    ):
         predict_large_image(tmp_path / "in.npy", tmp_path, NET, OverlapTileInferer(20))
 
 
-def test_too_little_room_is_told_before_the_first_tile(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_the_first_tile(tmp_path, monkeypatch):
     np.save(tmp_path / "in.npy", RNG.random((4000, 4000), dtype=np.float32))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
@@ -275,18 +279,18 @@ def test_too_little_room_is_told_before_the_first_tile(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_told_before_the_first_tile(tmp_path, value):
+def test_non_finite_values_are_reported_before_the_first_tile(tmp_path, value):
     image = RNG.random((40, 40))
     image[33, 7] = value
     np.save(tmp_path / "in.npy", image)
-    with pytest.raises(InputError, match=r"in.npy: NaN or Inf at \(20, 0\)"):
+    with pytest.raises(InputError, match=r"in.npy: NaN or Inf in the tile at \(20, 0\)"):
         predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
 
 
 KILLED = """
 import sys, torch
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.data.large.predict import predict_large_image
+from monai_unet.data.large import predict_large_image
 from monai_unet.networks import ValidUNet
 network = ValidUNet.from_state_dict(torch.load(sys.argv[3])).eval()
 predict_large_image(sys.argv[1], sys.argv[2], network, OverlapTileInferer(20))
@@ -335,7 +339,7 @@ def test_the_bundles_command(tmp_path, bundle):
 
 
 def test_the_instances_rule_is_that_of_inference():
-    """Two configs of one bundle, each whole in itself: what they share is the same."""
+    """The two configs of one bundle are complete, each on its own; the keys they share have the same values."""
     folder = Path(__file__).parents[2] / "bundles" / "cell_segmentation" / "configs"
     small, large = (yaml.safe_load((folder / f"inference{name}.yaml").read_text()) for name in ("", "_large"))
     for key in ("min_size", "fill_holes", "grow", "neck"):
@@ -346,17 +350,19 @@ def test_the_instances_rule_is_that_of_inference():
 # --- input ---
 
 
-def test_what_is_no_image_is_told(tmp_path):
-    with pytest.raises(InputError, match="there is no such file or folder"):
+def test_files_that_are_not_images(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder. Check the path"):
         open_large_image(tmp_path / "none.tif", 1)
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="not an OME-Zarr image"):
         open_large_image(tmp_path / "folder", 1)
     zarr.open_group(tmp_path / "plain.zarr", mode="w").create_array("a", shape=(3, 3), dtype="uint8")
-    with pytest.raises(InputError, match=r"no image: its metadata hold no multiscales \(inside: a\)"):
+    with pytest.raises(InputError, match=r"not an image: its metadata has no multiscales \(inside: a\)"):
         open_large_image(tmp_path / "plain.zarr", 1)
     (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"\.jpg is not read box by box\. Convert it to OME-Zarr, TIFF or \.npy"):
+    with pytest.raises(
+        InputError, match=r"\.jpg cannot be read box by box\. Convert it to OME-Zarr, TIFF \(\.tif, .*\) or \.npy"
+    ):
         open_large_image(tmp_path / "a.jpg", 1)
     (tmp_path / "a.npy").write_bytes(b"x")
     with pytest.raises(InputError, match="damaged, or not a NumPy array"):
@@ -366,35 +372,70 @@ def test_what_is_no_image_is_told(tmp_path):
         open_large_image(tmp_path / "a.tif", 1)
 
 
-def test_what_the_network_does_not_take_is_told(tmp_path):
+def test_images_that_do_not_fit_the_network(tmp_path):
     path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((2, 3, 20, 20), np.uint8), "tcyx")
-    with pytest.raises(InputError, match=r"axes TCYX of shape \(2, 3, 20, 20\), and one image YX is needed"):
+    with pytest.raises(InputError, match=r"it has axes TCYX of shape \(2, 3, 20, 20\); one image YX is needed"):
         open_large_image(path, 3)
-    with pytest.raises(InputError, match="it has no level 1: one level, 0"):
+    with pytest.raises(InputError, match="it has no level 1, only level 0"):
         open_large_image(path, 3, level=1)
     path = ome_zarr(tmp_path / "b.ome.zarr", np.zeros((3, 20, 20), np.uint8), "cyx")
-    with pytest.raises(InputError, match="3 channels, the network takes 1"):
+    with pytest.raises(InputError, match="it has 3 channels, the network takes 1"):
         open_large_image(path, 1)
     np.save(tmp_path / "a.npy", np.zeros((4, 5), complex))
-    with pytest.raises(InputError, match="complex128 values"):
+    with pytest.raises(InputError, match="its values are complex128"):
         open_large_image(tmp_path / "a.npy", 1)
     np.save(tmp_path / "b.npy", np.zeros((0, 5)))
-    with pytest.raises(InputError, match="it holds no voxel"):
+    with pytest.raises(InputError, match=r"it has shape \(0, 5\), without a voxel"):
         open_large_image(tmp_path / "b.npy", 1)
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 20), np.uint8), photometric="miniswhite")
     with pytest.raises(InputError, match="MINISWHITE, 8 bits, upright"):
         open_large_image(tmp_path / "a.tif", 1)
 
 
-def test_a_missing_level_and_chunks_as_large_as_the_image_are_told(tmp_path, monkeypatch):
+def test_a_missing_level_and_chunks_as_large_as_the_image(tmp_path, monkeypatch):
     path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((20, 20), np.uint8), "yx")
     shutil.rmtree(path / "0")
-    with pytest.raises(InputError, match="level 0 is announced and missing"):
+    with pytest.raises(InputError, match="level 0 is in the metadata but missing"):
         open_large_image(path, 1)
     monkeypatch.setattr("monai_unet.data.large.reader.LARGEST_CHUNK", 2**20)
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((2000, 2000), np.uint8), compression="zlib", rowsperstrip=2000)
-    with pytest.raises(InputError, match="its chunks are of 4 MiB, and each is decoded whole"):
+    with pytest.raises(InputError, match="its chunks have 4 MiB, and each is decoded as a whole"):
         open_large_image(tmp_path / "a.tif", 1)
+
+
+def test_a_damaged_chunk(tmp_path):
+    """The zlib.error of gzip is neither an OSError nor a ValueError."""
+    image = RNG.integers(0, 9, (40, 40), dtype=np.uint8)
+    path = ome_zarr(tmp_path / "a.ome.zarr", image, "yx", compressors=zarr.codecs.GzipCodec())
+    chunk = path / "0" / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    for damaged in (whole[:99], whole[:20] + b"\xff" * 40 + whole[60:]):
+        chunk.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"zarr: damaged at .*\. Copy or export it again"):
+            open_large_image(path, 1).read((slice(0, 40), slice(0, 40)))
+
+
+def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
+    np.save(tmp_path / "in.npy", RNG.random((40, 40)))
+    tifffile.imwrite(tmp_path / "in.tif", np.zeros((20, 20), np.uint8))
+    path = ome_zarr(tmp_path / "in.ome.zarr", np.zeros((20, 20), np.uint8), "yx")
+    out = predict_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+    image = open_large_image(path, 1)
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(zarr, "open_group", fail)
+    monkeypatch.setattr(tifffile, "TiffFile", fail)
+    monkeypatch.setattr(zarr.Array, "__getitem__", fail)
+    for use in (
+        lambda: open_large_image(path, 1),
+        lambda: open_large_image(tmp_path / "in.tif", 1),
+        lambda: image.read((slice(0, 5), slice(0, 5))),
+        lambda: predict_large_image(tmp_path / "in.npy", out, NET, OverlapTileInferer(20)),
+    ):
+        with pytest.raises(MemoryError):
+            use()
 
 
 @pytest.mark.skipif(not DATA, reason="needs the real microscopy files: MONAI_UNET_DATA")
@@ -450,7 +491,7 @@ def test_plain_components_of_any_size_are_exact(tmp_path, monkeypatch, seed, con
     assert same_up_to_numbering(in_blocks(tmp_path, mask, label, 4, 16, monkeypatch), whole)
 
 
-def test_a_diagonal_through_the_corners_of_blocks_is_one(tmp_path, monkeypatch):
+def test_a_diagonal_through_the_corners_of_blocks_is_one_instance(tmp_path, monkeypatch):
     mask = np.eye(64, dtype=np.uint8)
     label = LabelInstances(connectivity=2, grow=0)
     assert in_blocks(tmp_path, mask, label, 1, 16, monkeypatch).max() == 1
@@ -469,8 +510,8 @@ def test_the_cells_rule_is_exact_within_reach(tmp_path, monkeypatch, seed):
     assert same_up_to_numbering(ids, whole)
 
 
-def test_of_a_confluent_layer_cells_within_reach_are_the_same(tmp_path, monkeypatch):
-    """All hang together through necks: one component, longer than the reach."""
+def test_cells_of_a_confluent_layer_are_the_same_within_reach(tmp_path, monkeypatch):
+    """All cells are joined by necks: one component, longer than the reach."""
     y, x = np.mgrid[:160, :160]
     mask = ((y % 20 - 10) ** 2 + (x % 20 - 10) ** 2 < 81).astype(np.uint8)  # discs of radius 9
     mask[y % 20 == 10] = mask[x % 20 == 10] = 1  # joined by bridges
@@ -494,7 +535,7 @@ def test_instances_in_3d_and_in_the_whole_pipeline(tmp_path, monkeypatch):
     assert json.dumps(group["labels"].attrs["ome"]["labels"]) == '["classes", "instances"]'
 
 
-def test_a_reach_of_nothing_is_refused():
+def test_a_reach_of_0_is_refused():
     array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4, 4), dtype="uint8")
     with pytest.raises(ValueError, match="reach is 0; it must be at least 1"):
         label_blocks(array, array, None, LabelInstances(), 0)

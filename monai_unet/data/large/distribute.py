@@ -1,4 +1,4 @@
-"""The same work on more than one machine: each item to whichever worker of a Dask scheduler is free."""
+"""Independent pieces of work, done here or by the workers of a Dask scheduler on several machines."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from tqdm import tqdm
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
-__all__ = ["each"]
+__all__ = ["map_items"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def each(
+def map_items(
     work: Callable[..., None], items: Iterable[T], scheduler: str | None = None, desc: str = "", **shared: Any
 ) -> None:
-    """Do ``work(item, **shared)`` for each item: here, one after the other, or on the workers of a Dask scheduler.
+    """Call ``work(item, **shared)`` for each item: one after the other here, or on the workers of a Dask scheduler.
 
-    Workers may join and die meanwhile: what a dead one was at is done again by another, so ``work`` must bear being
-    done twice. With no worker left it waits for one.
+    Workers may join and die meanwhile. The items of a dead worker are given to another one, so it must be harmless to
+    do an item twice. If no worker is left, the call waits for one.
 
     Args:
-        work: its results go to disk, where all workers see them under the same paths. It and what it is given must
+        work: writes its results to disk, where all workers find them under the same paths. It and its arguments must
             be picklable.
         items: independent of each other.
-        scheduler: address, such as "tcp://10.0.0.1:8786"; None to do it here.
+        scheduler: its address, such as "tcp://10.0.0.1:8786"; None to do the work in this process.
         desc: title of the progress bar.
-        shared: sent once to each worker, rather than with every item.
+        shared: sent to each worker once instead of with every item.
 
     Raises:
         InputError: no scheduler answers at the address.
-        Whatever ``work`` raises, once; the items not yet begun are dropped.
+        Exception: the first one that ``work`` raises; items not yet begun are dropped.
+
+    >>> map_items(print, ["one tile", "another"], end=" done\\n")
+    one tile done
+    another done
     """
     items = list(items)
     if scheduler is None:
@@ -47,16 +51,15 @@ def each(
         client = distributed.Client(scheduler, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`") from error
-    # what is shared is a task too: so it comes back when all workers that held it have died
     with client, dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}):
         logger.info("%d items for %d workers at %s", len(items), len(client.scheduler_info()["workers"]), scheduler)
-        sent = {name: client.submit(_same, value, pure=False) for name, value in shared.items()}
+        # a task per shared value: Dask computes it again after all workers that held it have died
+        sent = {name: client.submit(_identity, value, pure=False) for name, value in shared.items()}
         futures = client.map(work, items, pure=False, **sent)
-        for done in tqdm(
-            distributed.as_completed(futures, loop=client.loop), total=len(futures), desc=desc, disable=None
-        ):
-            done.result()
+        done = distributed.as_completed(futures, loop=client.loop)
+        for future in tqdm(done, total=len(futures), desc=desc, disable=None):
+            future.result()
 
 
-def _same(value: T) -> T:
+def _identity(value: T) -> T:
     return value

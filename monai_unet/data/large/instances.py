@@ -1,7 +1,7 @@
-"""Section 4.2 beyond memory: instances labelled block by block, with one id per instance across the blocks.
+"""Section 4.2 for images larger than memory: instances labelled block by block, one id per instance across the blocks.
 
-Each block is labelled together with what lies within reach around it. Two neighbouring blocks then both have a name for
-the voxels along their common face; names that meet on a voxel are one instance (union-find, by scipy).
+Each block is labelled together with its surroundings. Two neighbouring blocks then both have a local name for the
+voxels along their common face; names that meet at a voxel are the same instance (union-find, by scipy).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from monai_unet.data.large.distribute import each
+from monai_unet.data.large.distribute import map_items
 
 __all__ = ["label_blocks"]
 
-#: voxels per axis of a block, about; labelling takes some 100 bytes for each, those within reach included
+#: approximate voxels per axis of a block; labelling takes some 100 bytes per voxel of a block and its surroundings
 BLOCK = {2: 2048, 3: 128}
 
 
@@ -33,21 +33,22 @@ def label_blocks(
 ) -> int:
     """Label the foreground of ``classes`` into ``instances``, both zarr arrays of the same shape and chunks.
 
-    Up to numbering, the result is that of ``label`` on the whole image
+    Up to numbering, the result equals that of ``label`` on the whole image
 
     - for plain components of any size (`LabelInstances` with ``min_size`` and ``connectivity`` only), if ``reach`` is
       at least ``min_size``;
-    - with ``grow``, ``neck`` and ``fill_holes``, for every component of foreground that is nowhere longer than
-      ``reach`` less the neck, the growth and, with holes filled beside necks, ``min_size``. Of larger components (a
-      confluent layer) whatever the rule decides within that distance is the same; what hangs on voxels farther away, a
-      hole as large as that or a cell as long, may be decided otherwise on the two sides of a block's face.
+    - with ``grow``, ``neck`` and ``fill_holes``, for every component of the foreground that is nowhere longer than
+      ``reach`` minus ``neck``, ``grow`` and, where holes are filled as well as necks cut, ``min_size``. In larger
+      components (a confluent layer), decisions that depend on voxels within that distance are the same. Those that
+      depend on voxels farther away, such as a hole or a cell of that length, may differ between the two sides of a
+      block's face.
 
     Args:
         classes: foreground where not 0.
-        instances: receives ids 1 … n, uint32; in the order of the blocks.
-        progress: zarr group for what is done and for the blocks' own names; what is there is not done again.
+        instances: receives the ids 1 … n, uint32, in the order of the blocks.
+        progress: zarr group for the finished blocks and their local names; a second call skips these blocks.
         label: foreground (1, *spatial), uint8 → ids (1, *spatial).
-        reach: voxels beyond the block.
+        reach: voxels around the block that ``label`` sees.
         scheduler: address of a Dask scheduler whose workers label the blocks.
 
     Returns:
@@ -55,6 +56,16 @@ def label_blocks(
 
     Raises:
         ValueError: reach is below 1.
+
+    >>> import zarr
+    >>> from monai_unet.transforms import LabelInstances
+    >>> group = zarr.create_group({})
+    >>> classes = group.create_array("classes", data=np.array([[1, 1, 0, 1], [1, 0, 0, 1]], np.uint8))
+    >>> instances = group.create_array("instances", shape=(2, 4), dtype="uint32")
+    >>> label_blocks(classes, instances, group.create_group("progress"), LabelInstances(grow=0), reach=2)
+    2
+    >>> instances[:].tolist()
+    [[1, 1, 0, 2], [1, 0, 0, 2]]
     """
     if reach < 1:
         raise ValueError(f"reach is {reach}; it must be at least 1, and the longest component for the exact result")
@@ -62,16 +73,16 @@ def label_blocks(
     block = tuple(c * max(1, BLOCK[dims] // c) for c in classes.chunks)
     grid = tuple(math.ceil(n / b) for n, b in zip(size, block, strict=True))
     if "counts" not in progress:
-        shared = {"dtype": "uint32", "fill_value": 0, "overwrite": True}
-        progress.create_array("names", shape=size, chunks=classes.chunks, **shared)
-        progress.create_array("relabelled", shape=grid, chunks=(1,) * dims, **shared)
-        progress.create_array("counts", shape=grid, chunks=(1,) * dims, **shared)  # names + 1, 0 before
-    places = list(np.ndindex(grid))
+        new = {"dtype": "uint32", "fill_value": 0, "overwrite": True}
+        progress.create_array("names", shape=size, chunks=classes.chunks, **new)
+        progress.create_array("relabelled", shape=grid, chunks=(1,) * dims, **new)
+        progress.create_array("counts", shape=grid, chunks=(1,) * dims, **new)  # names and background; 0: not done
+    indices = list(np.ndindex(grid))
     work = partial(_label, block=block, classes=classes, progress=progress, label=label, reach=reach)
-    each(work, [place for place in places if not progress["counts"][place]], scheduler, "instances")
-    ids = _joined(block, progress)
-    left = [(place, own) for place, own in zip(places, ids, strict=True) if not progress["relabelled"][place]]
-    each(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
+    map_items(work, [index for index in indices if not progress["counts"][index]], scheduler, "instances")
+    ids = _global_ids(block, progress)
+    left = [(index, own) for index, own in zip(indices, ids, strict=True) if not progress["relabelled"][index]]
+    map_items(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
     return max(int(own.max()) for own in ids)
 
 
@@ -79,64 +90,71 @@ def _box(index: tuple[int, ...], block: tuple[int, ...], size: tuple[int, ...]) 
     return tuple(slice(i * b, min(i * b + b, n)) for i, b, n in zip(index, block, size, strict=True))
 
 
+def _within(box: tuple[slice, ...], outer: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The box in the coordinates of the one around it."""
+    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
+
+
+def _grown(box: tuple[slice, ...], by: int, size: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, size, strict=True))
+
+
 def _label(index: tuple[int, ...], block: tuple[int, ...], classes: Any, progress: Any, label: Any, reach: int) -> None:
-    """A block's own names, 1 … m, those of its far faces' neighbours, and m."""
+    """Store a block's local names 1 … m, the voxels just outside that have one of them, and m + 1."""
     box = _box(index, block, classes.shape)
-    around = tuple(
-        slice(max(s.start - reach, 0), min(s.stop + reach, n)) for s, n in zip(box, classes.shape, strict=True)
-    )
+    around = _grown(box, reach, classes.shape)
     ids = np.asarray(label((classes[around] != 0).astype(np.uint8)[None]))[0]
-    inside = tuple(slice(s.start - a.start, s.stop - a.start) for s, a in zip(box, around, strict=True))
-    found, names = np.unique(ids[inside], return_inverse=True)
-    found, first = (found, 0) if found[0] == 0 else (np.insert(found, 0, 0), 1)
-    progress["names"][box] = (names + first).astype(np.uint32).reshape(ids[inside].shape)
-    # what this block's names are called beyond its faces, edges and corners: (voxel, name)
-    rim = tuple(slice(max(i.start - 1, 0), i.stop + 1) for i in inside)
-    beyond = ids[rim].copy()
-    beyond[tuple(slice(i.start - r.start, i.stop - r.start) for i, r in zip(inside, rim, strict=True))] = 0
-    beyond = np.where(np.isin(beyond, found), beyond, 0)
-    voxels = np.argwhere(beyond) + [a.start + r.start for a, r in zip(around, rim, strict=True)]
-    pairs = np.column_stack([voxels, np.searchsorted(found, beyond[beyond > 0])])
-    name = f"beyond{'.'.join(map(str, index))}"
-    progress.create_array(name, data=pairs.astype(np.int64), overwrite=True)
+    inside = ids[_within(box, around)]
+    found, names = np.unique(
+        np.append(0, inside), return_inverse=True
+    )  # name 0 is background, also where there is none
+    progress["names"][box] = names[1:].reshape(inside.shape).astype(np.uint32)
+    rim = _grown(box, 1, classes.shape)
+    outside = ids[_within(rim, around)].copy()
+    outside[_within(box, rim)] = 0
+    outside[~np.isin(outside, found)] = 0
+    voxels = np.argwhere(outside) + [s.start for s in rim]
+    pairs = np.column_stack([voxels, np.searchsorted(found, outside[outside > 0])])  # (voxel, name)
+    progress.create_array(_outside(index), data=pairs.astype(np.int64), overwrite=True)
     progress["counts"][index] = len(found)
 
 
+def _outside(index: tuple[int, ...]) -> str:
+    """The array with the voxels outside a block that have one of its names."""
+    return f"outside{'.'.join(map(str, index))}"
+
+
 def _relabel(item: tuple[tuple[int, ...], np.ndarray], block: tuple[int, ...], instances: Any, progress: Any) -> None:
-    """The block's names replaced by their ids."""
+    """Replace the block's names by their ids."""
     index, ids = item
     box = _box(index, block, instances.shape)
     instances[box] = ids[progress["names"][box]]
     progress["relabelled"][index] = 1
 
 
-def _joined(block: tuple[int, ...], progress: Any) -> list[np.ndarray]:
+def _global_ids(block: tuple[int, ...], progress: Any) -> list[np.ndarray]:
     """Per block, the id of each of its names."""
     counts = progress["counts"][:].astype(np.int64)
     firsts = (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
-    pairs = [_meetings(index, block, progress, firsts) for index in np.ndindex(counts.shape)]
+    pairs = [_same_instance(index, block, progress, firsts) for index in np.ndindex(counts.shape)]
     one, two = np.concatenate(pairs, axis=1)
     total = int(counts.sum())
     graph = coo_array((np.ones(len(one), bool), (one, two)), shape=(total, total))
     _, roots = connected_components(graph, directed=False)
     background = np.zeros(total, bool)
     background[firsts.ravel()] = True
-    # ids in the order of the blocks, and of their names in the block
-    _, first, order = np.unique(roots[~background], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.uint32)
-    rank[np.argsort(first)] = np.arange(1, len(first) + 1, dtype=np.uint32)
     ids = np.zeros(total, np.uint32)
-    ids[~background] = rank[order]
+    ids[~background] = np.unique(roots[~background], return_inverse=True)[1] + 1
     return np.split(ids, firsts.ravel()[1:])
 
 
-def _meetings(index: tuple[int, ...], block: tuple[int, ...], progress: Any, firsts: np.ndarray) -> np.ndarray:
-    """Names that this block and those around it have for one voxel, counted through all blocks, (2, n)."""
-    beyond = progress[f"beyond{'.'.join(map(str, index))}"][:]
-    if not len(beyond):
+def _same_instance(index: tuple[int, ...], block: tuple[int, ...], progress: Any, firsts: np.ndarray) -> np.ndarray:
+    """Pairs of names that this block and a neighbour have for the same voxel, (2, n), counted across all blocks."""
+    outside = progress[_outside(index)][:]
+    if not len(outside):
         return np.zeros((2, 0), np.int64)
-    voxels = tuple(beyond[:, :-1].T)
+    voxels = tuple(outside[:, :-1].T)
     theirs = progress["names"].vindex[voxels].astype(np.int64)
     owners = tuple(v // b for v, b in zip(voxels, block, strict=True))
     met = theirs > 0
-    return np.unique([(beyond[:, -1] + firsts[index])[met], (theirs + firsts[owners])[met]], axis=1)
+    return np.unique([(outside[:, -1] + firsts[index])[met], (theirs + firsts[owners])[met]], axis=1)

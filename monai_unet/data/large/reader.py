@@ -1,12 +1,13 @@
-"""Images larger than memory: OME-Zarr, TIFF (whole slides too) and NumPy files, read box by box."""
+"""Images larger than memory, read box by box: OME-Zarr, TIFF (including whole slides) and NumPy files."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,32 @@ from monai_unet.options import require
 __all__ = ["LargeImage", "open_large_image"]
 
 TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
-#: reading any voxel of a chunk or strip decodes all of it
+#: bytes: reading any voxel of a chunk or strip decodes all of it
 LARGEST_CHUNK = 2**28
 
 
 @dataclass(frozen=True)
 class LargeImage:
-    """An image on disk.
+    """An image on disk, as `open_large_image` returns it.
 
     Args:
         path: the file or folder.
-        shape: (C, *spatial) of what `read` takes boxes of.
+        shape: (C, *spatial).
         dtype: of the stored values.
-        scale: size of a voxel of this level per spatial axis, in ``unit``; where the file does not tell, 1 at level 0.
-        origin: centre of the first voxel per spatial axis, in ``unit``; where the file does not tell, 0 at level 0.
-        unit: of length, as in OME-NGFF ("micrometer"); None where the file does not tell it for X, or a TIFF not the
-            size along every spatial axis.
-        open: context of the array as it is stored, anything that takes NumPy's slices.
-        axes: of the stored array, such as "TCZYX"; "S" are the samples of a colour.
+        scale: size of a voxel of this level per spatial axis, in ``unit``; 1 at level 0 where the file has none.
+        origin: centre of the first voxel per spatial axis, in ``unit``; 0 at level 0 where the file has none.
+        unit: of length, as in OME-NGFF ("micrometer"); None where the file does not give it for X, or where a TIFF
+            lacks the voxel size along a spatial axis.
+        axes: of the stored array, such as "TCZYX"; "S" are the samples of a colour. Of a lower-case axis, `read` takes
+            the first entry.
+        open: returns a context with the stored array: anything that takes NumPy's slices.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/slide.npy", np.arange(12).reshape(3, 4))
+    ...     image = open_large_image(f"{folder}/slide.npy", channels=1)
+    ...     image.read((slice(1, 3), slice(0, 2))).tolist()
+    [[[4, 5], [8, 9]]]
     """
 
     path: Path
@@ -49,13 +58,19 @@ class LargeImage:
     open: Callable[[], AbstractContextManager[Any]] = field(repr=False)
 
     def read(self, box: Sequence[slice]) -> np.ndarray:
-        """The voxels in a box of the spatial axes, as (C, *box) of the stored dtype."""
+        """Read a box of the spatial axes, (C, *box) of the stored dtype.
+
+        Raises:
+            InputError: damaged there.
+        """
         spatial = dict(zip("ZYX"[-len(box) :], box, strict=True))
         index = tuple(slice(None) if a in "CS" else spatial.get(a, 0) for a in self.axes)
         try:
             with self.open() as stored:
-                array = np.array(stored[index])  # a copy: of a memory map no page stays in memory
-        except (OSError, ValueError, RuntimeError) as error:
+                array = np.array(stored[index])  # a copy, so that no page of a memory map stays in memory
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of damaged chunks raise exceptions of many kinds
             raise InputError(self.path, f"damaged at {box} ({error})", "Copy or export it again") from error
         left = [a for a, i in zip(self.axes, index, strict=True) if isinstance(i, slice)]
         if not set(left) & set("CS"):
@@ -68,74 +83,70 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
 
     Args:
         path: an OME-Zarr 0.4 or 0.5 image (a folder), a TIFF or whole slide that tifffile reads (.tif, .tiff, .svs,
-            .ndpi, .scn), or a NumPy file (.npy) of shape (*spatial) or (C, *spatial). TIFFs must be tiled or in strips,
-            or uncompressed.
-        channels: that the network takes.
+            .ndpi, .scn), or a NumPy file (.npy) of shape (*spatial) or (C, *spatial). TIFFs must be uncompressed, or in
+            tiles or strips.
+        channels: of the network.
         spatial_dims: 2 for (H, W), 3 for (D, H, W). Other axes must have one entry.
-        level: of the resolution pyramid, 0 the finest.
+        level: of the resolution pyramid, 0 is the finest.
 
     Raises:
-        InputError: no such file, no image, no such level, other axes or channels, values that are no real numbers,
-            chunks too large to be read one by one.
+        InputError: no such file, not an image, no such level, other axes or channels, complex or boolean values,
+            chunks too large to be decoded.
+
+    >>> import tempfile, tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     slide = np.zeros((30, 40), np.uint16)
+    ...     tifffile.imwrite(f"{folder}/slide.ome.tif", slide, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5})
+    ...     image = open_large_image(f"{folder}/slide.ome.tif", channels=1)
+    >>> image.shape, image.scale, image.unit
+    ((1, 30, 40), (0.5, 0.5), 'micrometer')
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(path, "there is no such file or folder", "Check the path")
+        raise InputError(path, "no such file or folder", "Check the path")
     if path.is_dir():
-        opened = _open_zarr(path, level)
+        stored = _open_zarr(path, level)
     elif path.suffix.lower() in TIFFS:
-        opened = _open_tiff(path, level)
+        stored = _open_tiff(path, level)
     elif path.suffix.lower() == ".npy":
-        opened = _open_npy(path, spatial_dims, level)
+        stored = _open_npy(path, spatial_dims, level)
     else:
-        problem = f"{path.suffix or 'a name without suffix'} is not read box by box"
-        raise InputError(path, problem, f"Convert it to OME-Zarr, TIFF or .npy; read are {', '.join(TIFFS)}")
-    axes, size, dtype, scale, origin, unit, open_array = opened
-    wanted = "ZYX"[-spatial_dims:]
+        problem = f"{path.suffix or 'a name without suffix'} cannot be read box by box"
+        raise InputError(path, problem, f"Convert it to OME-Zarr, TIFF ({', '.join(TIFFS)}) or .npy")
+    axes, size, wanted = stored.axes, stored.shape, "ZYX"[-spatial_dims:]
     found = dict(zip(axes, size, strict=True))
     others = {axis: n for axis, n in found.items() if axis not in wanted + "CS" and n > 1}
     if others or set(wanted) - set(found) or len(found) < len(axes):
-        problem = f"axes {axes} of shape {tuple(size)}, and one image {wanted} is needed"
-        raise InputError(path, problem, f"Save the part of interest with axes {wanted}, or C{wanted}, alone")
+        problem = f"it has axes {axes} of shape {size}; one image {wanted} is needed"
+        raise InputError(path, problem, f"Save only the part of interest, with axes {wanted} or C{wanted}")
     counts = [found[axis] for axis in "CS" if found.get(axis, 1) > 1] or [1]
     if math.prod(counts) != channels or len(counts) > 1:
-        problem = f"{math.prod(counts)} channels, the network takes {channels}"
+        problem = f"it has {math.prod(counts)} channels, the network takes {channels}"
         raise InputError(path, problem, f"Save {channels} of them, or train with in_channels={math.prod(counts)}")
-    # a lower-case axis is one that `read` takes the first entry of
     axes = "".join(a if a not in "CS" or found[a] == channels != 1 else a.lower() for a in axes)
-    if dtype.kind not in "uif":
-        raise InputError(path, f"{dtype} values", "Save it as integers or real numbers")
+    if stored.dtype.kind not in "uif":
+        raise InputError(path, f"its values are {stored.dtype}", "Save it as integers or real numbers")
     if min(size) < 1:
-        raise InputError(path, f"shape {tuple(size)}: it holds no voxel", "Check the file")
-    shape = (channels, *(found[axis] for axis in wanted))
-    sizes = tuple(scale.get(axis, 1.0) for axis in wanted)
-    starts = tuple(origin.get(axis, 0.0) for axis in wanted)
-    return LargeImage(path, shape, dtype, sizes, starts, unit, axes, open_array)
+        raise InputError(path, f"it has shape {size}, without a voxel", "Check the file")
+    spatial = [stored.axes.index(axis) for axis in wanted]
+    scale, origin = (tuple(values[i] for i in spatial) for values in (stored.scale, stored.origin))
+    return replace(stored, shape=(channels, *(size[i] for i in spatial)), scale=scale, origin=origin, axes=axes)
 
 
-_Opened = tuple[
-    str,
-    Sequence[int],
-    np.dtype[Any],
-    Mapping[str, float],
-    Mapping[str, float],
-    str | None,
-    Callable[[], AbstractContextManager[Any]],
-]
-
-
-def _open_zarr(path: Path, level: int) -> _Opened:
+def _open_zarr(path: Path, level: int) -> LargeImage:
     zarr = require("zarr", "large")
-    cure = "Name the folder of an OME-Zarr image, the one whose metadata hold multiscales"
+    cure = "Give the folder of an OME-Zarr image, the one whose metadata has multiscales"
     try:
         group = zarr.open_group(path, mode="r")
-    except Exception as error:  # zarr raises what its many stores and formats lead it to
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr's many stores and formats raise exceptions of many kinds
         raise InputError(path, f"not an OME-Zarr image ({type(error).__name__}: {error})", cure) from error
     attributes = dict(group.attrs)
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
         inside = ", ".join(sorted(group)[:4])
-        raise InputError(path, f"no image: its metadata hold no multiscales (inside: {inside or 'nothing'})", cure)
+        raise InputError(path, f"not an image: its metadata has no multiscales (inside: {inside or 'nothing'})", cure)
     image = multiscales[0]
     levels = image.get("datasets", [])
     _check_level(path, level, len(levels))
@@ -143,39 +154,43 @@ def _open_zarr(path: Path, level: int) -> _Opened:
         array = group[levels[level]["path"]]
         size, dtype, chunks = array.shape, array.dtype, array.chunks
     except (KeyError, AttributeError, ValueError) as error:
-        raise InputError(path, f"level {level} is announced and missing ({error})", "Copy it again") from error
+        raise InputError(path, f"level {level} is in the metadata but missing ({error})", "Copy it again") from error
     axes = [{"name": a} if isinstance(a, str) else a for a in image.get("axes", [])]
     names = "".join(str(axis["name"]).upper() for axis in axes)
     if len(names) != len(size):
-        raise InputError(path, f"axes {names or 'not told'}, and the array has shape {size}", "Write it as version 0.4")
+        problem = f"its axes are {names or 'unknown'}, and the array has shape {size}"
+        raise InputError(path, problem, "Write it as version 0.4 or 0.5")
     _check_chunk(path, math.prod(chunks) * dtype.itemsize)
     scale, origin = np.ones(len(names)), np.zeros(len(names))
     for part in (levels[level], image):  # the level's own transformations, then those of all levels
         for step in part.get("coordinateTransformations", []):
             factor = np.array(step.get("scale", 1.0))
             scale, origin = scale * factor, origin * factor + step.get("translation", 0.0)
-    sizes, starts = (dict(zip(names, values.tolist(), strict=True)) for values in (scale, origin))
     units = [axis.get("unit") for axis in axes if axis["name"].upper() == "X"]
-    return names, size, np.dtype(dtype), sizes, starts, units[0] if units else None, lambda: nullcontext(array)
+    unit = units[0] if units else None
+    places = tuple(scale.tolist()), tuple(origin.tolist())
+    return LargeImage(path, size, np.dtype(dtype), *places, unit, names, lambda: nullcontext(array))
 
 
-def _open_tiff(path: Path, level: int) -> _Opened:
+def _open_tiff(path: Path, level: int) -> LargeImage:
     tifffile = require("tifffile", "large")
     try:
         with tifffile.TiffFile(path) as tif:
             series = tif.series[0]
             page, levels = series.keyframe, len(series.levels)
-            turned = int(page.tags.valueof(274, default=1)) != 1
+            rotated = int(page.tags.valueof(274, default=1)) != 1
             plain = int(page.photometric) in (1, 2) or (int(page.photometric) == 6 and int(page.compression) == 7)
             chunk = page.chunks
             mapped = series.dataoffset is not None and level == 0
             sizes = pixel_sizes(tif, page)
-    except Exception as error:  # tifffile raises whatever a damaged file leads it to
+    except MemoryError:
+        raise
+    except Exception as error:  # tifffile raises exceptions of many kinds for a damaged file
         raise InputError(path, f"damaged, or not a TIFF ({error})", "Copy or export it again") from error
     _check_level(path, level, levels)
-    if turned or not plain or page.bitspersample < 8:
-        problem = f"{page.photometric.name}, {page.bitspersample} bits, {'turned' if turned else 'upright'}"
-        raise InputError(path, problem, "Save it as gray or RGB of 8 bits or more, upright")
+    if rotated or not plain or page.bitspersample < 8:
+        problem = f"it is {page.photometric.name}, {page.bitspersample} bits, {'rotated' if rotated else 'upright'}"
+        raise InputError(path, problem, "Save it upright, as gray or RGB of 8 bits or more")
     finest, series = series.shape, series.levels[level]
     if mapped:
         offset, dtype = series.dataoffset, series.dtype.newbyteorder(tif.byteorder)
@@ -191,36 +206,33 @@ def _open_tiff(path: Path, level: int) -> _Opened:
         with tifffile.TiffFile(path) as opened, opened.series[0].aszarr(level=level) as store:
             yield zarr.open_array(store, mode="r")
 
-    axes = "".join("Z" if a in "IQ" else a for a in series.axes)
-    fine = {a: sizes.get(told, 1.0) for a, told in zip(axes, series.axes, strict=True)}
-    scale = {a: fine[a] * (n / max(k, 1)) for a, n, k in zip(axes, finest, series.shape, strict=True)}
-    origin = {a: (scale[a] - fine[a]) / 2 for a in axes}  # a voxel stands for a block of level 0
+    fine = [sizes.get(axis, 1.0) for axis in series.axes]
+    scale = tuple(f * (n / max(k, 1)) for f, n, k in zip(fine, finest, series.shape, strict=True))
+    origin = tuple((s - f) / 2 for s, f in zip(scale, fine, strict=True))  # a voxel covers a block of level 0
     unit = "micrometer" if all(a in sizes for a in series.axes if a in "ZIQYX") else None
-    return axes, series.shape, series.dtype, scale, origin, unit, open_array
+    axes = series.axes.replace("I", "Z").replace("Q", "Z")  # plain pages
+    return LargeImage(path, series.shape, series.dtype, scale, origin, unit, axes, open_array)
 
 
-def _open_npy(path: Path, spatial_dims: int, level: int) -> _Opened:
+def _open_npy(path: Path, spatial_dims: int, level: int) -> LargeImage:
     _check_level(path, level, 1)
-
-    def open_array() -> AbstractContextManager[Any]:
-        return nullcontext(np.load(path, mmap_mode="r", allow_pickle=False))
-
+    load = partial(np.load, path, mmap_mode="r", allow_pickle=False)
     try:
-        with open_array() as array:
-            shape, dtype = array.shape, array.dtype
+        shape, dtype = (array := load()).shape, array.dtype
     except (OSError, ValueError, EOFError) as error:
         raise InputError(path, f"damaged, or not a NumPy array ({error})", "Save it again") from error
-    axes = "ZYX"[-spatial_dims:] if len(shape) == spatial_dims else "C" + "ZYX"[-spatial_dims:]
-    return axes if len(axes) == len(shape) else "?" * len(shape), shape, dtype, {}, {}, None, open_array
+    n, axes = len(shape), "CZYX" if spatial_dims == 3 else "CYX"
+    axes = axes[-n:] if n in (spatial_dims, spatial_dims + 1) else "?" * n
+    return LargeImage(path, shape, dtype, (1.0,) * n, (0.0,) * n, None, axes, lambda: nullcontext(load()))
 
 
 def _check_level(path: Path, level: int, levels: int) -> None:
     if not 0 <= level < levels:
-        few = f"levels 0 to {levels - 1}" if levels > 1 else "one level, 0" if levels else "no level at all"
-        raise InputError(path, f"it has no level {level}: {few}", "Choose one of these")
+        found = f"levels 0 to {levels - 1}" if levels > 1 else "only level 0" if levels else "no levels"
+        raise InputError(path, f"it has no level {level}, {found}", "Choose one it has")
 
 
 def _check_chunk(path: Path, size: int) -> None:
     if size > LARGEST_CHUNK:
-        problem = f"its chunks are of {size / 2**20:.0f} MiB, and each is decoded whole"
+        problem = f"its chunks have {size / 2**20:.0f} MiB, and each is decoded as a whole"
         raise InputError(path, problem, f"Save it in chunks (or tiles) of at most {LARGEST_CHUNK >> 20} MiB")

@@ -1,0 +1,153 @@
+"""The output of a large prediction: created as a whole, resumed, or refused where it belongs to another image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from monai_unet.data.large.reader import LargeImage
+from monai_unet.errors import InputError
+from monai_unet.inferers import OverlapTileInferer
+from monai_unet.networks import ValidUNet
+from monai_unet.options import require
+from monai_unet.tile_plan import TilePlan
+
+__all__ = ["open_output"]
+
+#: voxels per axis of a chunk, at most
+LARGEST_CHUNK = {2: 1024, 3: 128}
+
+
+def open_output(
+    output: Path, image: LargeImage, network: ValidUNet, inferer: OverlapTileInferer, plan: TilePlan, label: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Open the output of an interrupted or finished prediction; create it where there is none.
+
+    Args:
+        output: the folder.
+        image: to be segmented.
+        network: to segment it with.
+        inferer: its settings become part of the record.
+        plan: the tiles of a new output; an existing one keeps its own.
+        label: settings of the labelling; None without instances.
+
+    Returns:
+        The zarr group, and its record: what it was made from, ``tile``, ``mean`` and ``std`` of the image, and
+        ``finished``.
+
+    Raises:
+        InputError: too little space on the disk, NaN or Inf in the image, another kind of folder, or an output that
+            belongs to another image, network or setting.
+
+    >>> import tempfile
+    >>> from monai_unet.data.large.reader import open_large_image
+    >>> network, inferer = ValidUNet(2, 1, 2, (2, 4)), OverlapTileInferer(20)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/slide.npy", np.eye(50))
+    ...     slide = open_large_image(f"{folder}/slide.npy", channels=1)
+    ...     plan = inferer.plan((1, *slide.shape), network)
+    ...     group, record = open_output(Path(folder, "out.ome.zarr"), slide, network, inferer, plan, label=None)
+    ...     print(group["labels/classes/0"].shape, record["mean"])
+    (50, 50) 0.02
+    """
+    zarr = require("zarr", "large")
+    settings: dict[str, Any] = {
+        "image": _fingerprint(image),
+        "network": _digest(value.numpy(force=True).tobytes() for value in network.state_dict().values()),
+        "averaging": inferer.averaging,
+        "padding_mode": inferer.padding_mode,
+        "amp": inferer.infer.amp,
+        "label": label,
+    }
+    settings = json.loads(json.dumps(settings, default=str))  # as zarr returns them
+    if not output.exists():
+        _create(output, image, plan, network.out_channels, settings)
+    try:
+        group = zarr.open_group(output, mode="r+")
+        record: dict[str, Any] = dict(group.attrs["monai_unet"])
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr's many stores and formats raise exceptions of many kinds
+        problem = f"it exists and is not the output of a large prediction ({type(error).__name__}: {error})"
+        raise InputError(output, problem, "Choose another output") from error
+    if other := [name for name, value in settings.items() if record.get(name) != value]:
+        problem = f"it was made with another {' and '.join(other)}"
+        raise InputError(output, problem, "Choose another output, or remove this one")
+    return group, record
+
+
+def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, settings: dict[str, Any]) -> None:
+    """Write empty arrays and the record under a temporary name, and rename: an existing output can be resumed."""
+    with_instances = settings["label"] is not None
+    _check_space(output, plan.size, classes, with_instances)
+    mean, std = _moments(image, plan)
+    partial = output.with_name(f".{output.name}.partial")
+    group = require("zarr", "large").open_group(partial, mode="w", zarr_format=3)
+    dims = len(plan.size)
+    # chunks divide the stride, so that each is written by one tile only
+    chunks = tuple(
+        min(max(d for d in range(1, LARGEST_CHUNK[dims] + 1) if stride % d == 0), n)
+        for stride, n in zip(plan.stride, plan.size, strict=True)
+    )
+    names = tuple("zyx"[-dims:])
+    new = {"dtype": "uint8", "fill_value": 0}
+    shape = (classes - 1, *plan.size)
+    group.create_array("0", shape=shape, chunks=(1, *chunks), dimension_names=("c", *names), **new)
+    labels = new | {"shape": plan.size, "chunks": chunks, "dimension_names": names}
+    group.create_array("labels/classes/0", **labels)
+    if with_instances:
+        group.create_array("labels/instances/0", **(labels | {"dtype": "uint32"}))
+    group["labels"].attrs["ome"] = {"version": "0.5", "labels": sorted(group["labels"])}
+    group.create_array("progress/tiles", shape=plan.grid, chunks=(1,) * dims, **new)
+    group.attrs["monai_unet"] = settings | {"tile": plan.tile, "mean": mean, "std": std, "finished": False}
+    partial.rename(output)
+
+
+def _check_space(output: Path, size: Sequence[int], classes: int, with_instances: bool) -> None:
+    """Assume that probabilities do not compress, and that classes and ids, which are held twice, do so tenfold."""
+    need = int(4 / 3 * math.prod(size) * (classes - 1 + 0.1 + 0.8 * with_instances))
+    free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
+    if free < need:
+        problem = f"{free / 2**30:.1f} GiB are free, and the output may need {need / 2**30:.1f}"
+        raise InputError(output, problem, "Make room, or choose an output on another disk")
+
+
+def _moments(image: LargeImage, plan: TilePlan) -> tuple[float, float]:
+    """Mean and standard deviation over all voxels and channels, as of `NormalizeIntensity` (Chan et al. 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for origin in tqdm(plan.origins(), total=plan.tiles, desc="mean and standard deviation", disable=None):
+        part = image.read(plan.exclusive_box(origin)).astype(np.float64)
+        if not np.isfinite(part).all():
+            problem = f"NaN or Inf in the tile at {origin}"
+            raise InputError(image.path, problem, "Replace them in the software that wrote the image")
+        own = float(part.mean())
+        total = count + part.size
+        squares += float(np.square(part - own).sum()) + (own - mean) ** 2 * count * part.size / total
+        mean += (own - mean) * part.size / total
+        count = total
+    return mean, math.sqrt(squares / count) or 1.0
+
+
+def _fingerprint(image: LargeImage) -> str:
+    """Hash of shape, dtype and three small boxes: the same image in another place has the same."""
+    parts = [json.dumps([image.shape, str(image.dtype)]).encode()]
+    for fraction in (0, 0.5, 1):
+        starts = [int(fraction * max(n - 64, 0)) for n in image.shape[1:]]
+        box = [slice(start, min(start + 64, n)) for start, n in zip(starts, image.shape[1:], strict=True)]
+        parts.append(np.ascontiguousarray(image.read(box)).tobytes())
+    return _digest(parts)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
