@@ -30,7 +30,7 @@ from benchmarks.training_step import hardware
 from monai_unet.datasets import datalist
 from monai_unet.networks import load_network
 from monai_unet.symmetries import symmetry_variance
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
 RESULT = Path(__file__).parent / "results" / "active_learning.json"

@@ -21,7 +21,7 @@ import torch
 from benchmarks.paper_tables import CELLS, ROOT, STEPS_PER_EPOCH, VAL_INTERVAL, bundle_run
 from benchmarks.training_step import hardware
 from monai_unet.datasets import prepare
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 
 RESULT = Path(__file__).parent / "results" / "border_weights.json"
 TILE_SIZE = 196

@@ -28,7 +28,7 @@ from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
 from benchmarks.training_step import RESULT as STEPS
 from benchmarks.training_step import hardware
 from monai_unet.networks import ValidUNet
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 from monai_unet.training import BestCheckpoint, Checkpoints, SeededDataset, SeededSampler
 from monai_unet.training.seeding import seed_step
 from monai_unet.transforms import RandElasticDeformationd

@@ -26,7 +26,7 @@ from benchmarks.training_step import hardware
 from monai_unet.data.large.predict import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 from monai_unet.transforms import LabelInstances
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.training_step import fast_bfloat16, hardware, seconds_per_step
 from monai_unet.datasets import cards, prepare
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "paper_tables"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")

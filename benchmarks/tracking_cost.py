@@ -27,8 +27,8 @@ from monai.handlers import MLFlowHandler
 
 from benchmarks.training_step import hardware
 from monai_unet.tracking import Tracking
-from monai_unet.tracking.journal import Spool
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.journal import Journal
+from monai_unet.tracking.provenance import code_version
 from monai_unet.tracking.sending import Sender
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,10 +57,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         trainer, tracking = engine(), Tracking("cost", {}, f"{folder}/spool")
-        with mock.patch.object(Spool, "start"):  # its thread's work is done here, where it can be measured
-            tracking.start(trainer)
-        training = per_step(tracking.iteration_completed, trainer, STEPS)
-        sender = Sender(tracking.client.folder)
+        with mock.patch.object(Journal, "start"):  # its thread's work is done here, where it is measured
+            tracking._start(trainer)
+        training = per_step(tracking._log_step, trainer, STEPS)
+        sender = Sender(tracking.journal.folder)
         sender.send()
         steps = json.loads((RESULTS / "training_step.json").read_text())["rows"]
         compact = min(row["median_s"] for row in steps)
@@ -68,8 +68,8 @@ def main() -> None:
         for seconds in (compact, 0.1):
             times = []
             for _ in range(10):
-                tracking._look = 0.0  # a look at CPU, memory and GPU every 10 seconds
-                per_step(tracking.iteration_completed, trainer, round(10 / seconds))
+                tracking._system_metrics._next = 0.0  # CPU, memory and GPU are measured every 10 seconds
+                per_step(tracking._log_step, trainer, round(10 / seconds))
                 start = time.thread_time()
                 sender.send()
                 times.append(time.thread_time() - start)

@@ -21,7 +21,7 @@ import torch
 from monai_unet.inferers import TileInferer
 from monai_unet.losses import PixelWeightedCrossEntropyLoss
 from monai_unet.networks import ValidUNet
-from monai_unet.tracking.run import code_version
+from monai_unet.tracking.provenance import code_version
 
 RESULT = Path(__file__).parent / "results" / "training_step.json"
 

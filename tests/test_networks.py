@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_unet.networks import ValidUNet
+from monai_unet.errors import InputError
+from monai_unet.networks import ValidUNet, load_network
 
 SMALL = (4, 6, 8, 10, 12)
 
@@ -259,3 +260,10 @@ def test_a_foreign_state_dict_is_refused():
 def test_parameters_that_cannot_be(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ValidUNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **kwargs})
+
+
+def test_a_network_for_other_images_is_refused(tmp_path):
+    torch.save(ValidUNet(3, 1, 2, (2, 3)).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="the network has spatial_dims = 3, and 2 is needed. Name a checkpoint"):
+        load_network(tmp_path / "model.pt")
+    assert load_network(tmp_path / "model.pt", spatial_dims=3).training is False

@@ -1,4 +1,4 @@
-"""`python -m monai_unet.tracking send DIR`: to MLflow what trainings could not send."""
+"""`python -m monai_unet.tracking send DIR`: send to MLflow what training runs could not send."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from monai_unet.tracking.sending import send
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 when all is sent, 1 with the reason on stderr when not."""
+    """Run the command line; return 0 if everything is sent, or else 1, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m monai_unet.tracking")
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("send", help="send to MLflow what trainings could not send")
-    one.add_argument("folder", type=Path, help="the folder of spools: <output_dir>/mlflow")
-    one.add_argument("--uri", help="the tracking URI (default: that of the training, else $MLFLOW_TRACKING_URI)")
+    one = commands.add_parser("send", help="send to MLflow what training runs could not send")
+    one.add_argument("folder", type=Path, help="the folder of journals: <output_dir>/mlflow")
+    one.add_argument("--uri", help="the tracking URI (default: that of the training run, or $MLFLOW_TRACKING_URI)")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
-        print(f"error: {options.folder}: there is no such folder. Name <output_dir>/mlflow.", file=sys.stderr)
+        print(f"error: {options.folder}: there is no such folder. Give <output_dir>/mlflow.", file=sys.stderr)
         return 1
     try:
-        done, left = send(options.folder, options.uri)
-    except Exception as error:  # MLflow's stores raise their own
+        sent, busy = send(options.folder, options.uri)
+    except Exception as error:  # MLflow's stores raise errors of their own
         print(f"error: {error}\nNothing is lost: try again when the server is back.", file=sys.stderr)
         return 1
-    print(f"{len(done)} sent" + (f", {len(left)} left to the training that writes them" if left else ""))
+    print(f"{len(sent)} sent" + (f", {len(busy)} left to the processes that are writing them" if busy else ""))
     return 0
 
 

@@ -1,8 +1,8 @@
-"""A journal between the training and MLflow: written at once, sent when the server answers.
+"""A journal between a training run and MLflow: written at once, sent when the server answers.
 
-MLflow's client waits for its server, for minutes, and raises when it is gone. So the training never talks to it: what
-it logs becomes a line of ``journal.jsonl``, some ten microseconds, and a thread sends the lines in batches. A server
-that is away costs no step; what it missed is sent when it is back, or later by
+MLflow's client waits minutes for its server and raises when it is gone. So a training run never talks to it: what is
+logged becomes a line of ``journal.jsonl``, which takes some ten microseconds, and a thread sends the lines in batches.
+An unreachable server delays no step; what it missed is sent when it is back, or later by
 ``python -m monai_unet.tracking send DIR``.
 """
 
@@ -14,169 +14,175 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
+from torch import Tensor
 
+from monai_unet.files import FolderLock
 from monai_unet.tracking.sending import Sender, command, send
 
-__all__ = ["Spool"]
+__all__ = ["Journal", "scalars"]
 
 #: seconds between two batches
 INTERVAL = 10.0
-#: seconds without progress after which the end of a run waits no more: for a server, and for a file of one's own, whose
-#: tables may have to be made first
-PATIENCE, OWN = 5.0, 600.0
+#: seconds without progress that closing a run waits: for a server, and for a local SQLite file, whose tables may have
+#: to be created first
+REMOTE_TIMEOUT, LOCAL_TIMEOUT = 5.0, 600.0
 
 logger = logging.getLogger(__name__)
 
 
-class Spool:
-    """One run's journal, and the thread that sends it.
+class Journal:
+    """Record one run on disk, and send it to MLflow from a thread.
 
-    It has those methods of MLflow's client that MONAI's `MLFlowHandler` calls; they neither wait nor raise.
+    The journal is locked for as long as it is written or sent, so that nobody else sends it. No method raises because
+    of MLflow or of a full disk, and only `close` waits.
 
     Args:
-        folder: for ``journal.jsonl``, ``sent.json`` and the files to send; made when needed, and removed when all is
-            sent and the run has ended. Its name tells the run from all others.
+        folder: holds ``journal.jsonl``, ``sent.json`` and the files to send; created if missing, removed when the run
+            has ended and everything is sent. Its name identifies the run.
         uri: any MLflow tracking URI.
+
+    Raises:
+        BlockingIOError: another process is sending this journal.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     journal = Journal(Path(folder) / "run", "http://mlflow.example:5000")
+    ...     journal.log_metrics({"loss": 0.5}, step=1)
+    ...     journal.close("FINISHED")
+    ...     print((Path(folder) / "run" / "journal.jsonl").read_text())
+    {"event": "metrics", "metrics": [["loss", 0.5, ..., 1]]}
+    {"event": "end", "status": "FINISHED", "time": ...}
     """
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
-        (folder / "files").mkdir(parents=True, exist_ok=True)
-        self._journal = (folder / "journal.jsonl").open("ab", buffering=0)
-        if self._journal.tell():
-            self._journal.write(b"\n")  # a killed process may have left half a line
-        self._away, self._torn = False, False
-        self._closing, self._wake = threading.Event(), threading.Event()
+        self._lock = FolderLock(folder)
+        if not self._lock.acquire():
+            raise BlockingIOError(f"{folder} is being sent by another process")
+        (folder / "files").mkdir(exist_ok=True)
+        self._file = (folder / "journal.jsonl").open("ab", buffering=0)
+        if self._file.tell():
+            self._file.write(b"\n")  # a killed process may have left half a line
+        self._unreachable, self._torn = False, False
+        self._closing = threading.Event()
         self._sender = Sender(folder, uri)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     @property
     def run_id(self) -> str:
-        """MLflow's id of the run; until the server has given one, the spool's name, by which the run is found, too."""
+        """MLflow's id of the run; until the server has assigned one, the folder's name, which finds the run as well."""
         return self._sender.run_id or self.folder.name
 
     def start(self) -> None:
+        """Begin to send."""
         self._thread.start()
 
-    def note(self, do: str, **what: Any) -> None:
-        """Append a line."""
-        line = b"\n" * self._torn + json.dumps({"do": do, **what}).encode() + b"\n"
+    def append(self, event: str, **values: Any) -> None:
+        """Append a line; `Sender` knows the events and their values."""
+        line = b"\n" * self._torn + json.dumps({"event": event, **values}).encode() + b"\n"
         try:
-            self._torn = self._journal.write(line) < len(line)
+            self._torn = self._file.write(line) < len(line)
         except OSError:
             self._torn = True
-        if self._torn:  # of a full disk the training itself will have more to say
-            logger.error("MLflow: a line is lost, there is no room for it in %s", self._journal.name)
+        if self._torn:  # a full disk will stop the training itself, with an explanation
+            logger.error("MLflow: a line is lost, there is no room for it in %s", self._file.name)
 
-    def log_batch(self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]) -> None:
-        """As MlflowClient.log_batch."""
-        if params:
-            self.note("params", params=[[p.key, p.value] for p in params])
-        if metrics:
-            self.note("metrics", metrics=[[m.key, float(m.value), m.timestamp, m.step] for m in metrics])
-        for tag in tags:
-            self.set_tag(run_id, tag.key, tag.value)
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log those of the metrics that are single numbers."""
+        now = int(time.time() * 1000)
+        if values := scalars(metrics):
+            self.append("metrics", metrics=[[name, value, now, step] for name, value in values.items()])
 
-    def set_tag(self, run_id: str, key: str, value: str) -> None:
-        """As MlflowClient.set_tag."""
-        self.note("tag", key=key, value=value)
+    def log_file(self, name: str, content: str | bytes, folder: str | None = None) -> None:
+        """Add a file to the run's artifacts, in a subfolder if given."""
+        try:
+            path = self.new_file(name)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        except OSError as error:
+            logger.error("MLflow: %s is lost: %s", name, error)
+        else:
+            self.append("artifact", file=str(path.relative_to(self.folder)), folder=folder)
 
-    def place(self, name: str) -> Path:
-        """Where a file or folder of this name is to be written that shall be sent."""
+    def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
+        """Add an MLflow model, written to a `new_file`, to the run and the registry, as a new version of ``name``."""
+        self.append("model", file=str(path.relative_to(self.folder)), name=name, tags=dict(tags))
+
+    def new_file(self, name: str) -> Path:
+        """Reserve a path for a file or folder that is to be sent under this name."""
         folder = self.folder / "files" / uuid.uuid4().hex[:12]
         folder.mkdir()
         return folder / name
 
-    def log_artifact(
-        self, run_id: str, local_path: str, artifact_path: str | None = None, name: str | None = None
-    ) -> None:
-        """As MlflowClient.log_artifact, under another name if given; the file is copied, and may change afterwards."""
-        try:
-            copy = self.place(name or Path(local_path).name)
-            shutil.copyfile(local_path, copy)
-        except OSError as error:
-            logger.error("MLflow: a file is lost: %s", error)
-        else:
-            self.send_file(copy, artifact_path)
-
-    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
-        """As MlflowClient.log_text."""
-        try:
-            place = self.place(artifact_file)
-            place.write_text(text, encoding="utf-8")
-        except OSError as error:
-            logger.error("MLflow: a file is lost: %s", error)
-        else:
-            self.send_file(place)
-
-    def send_file(self, place: Path, folder: str | None = None) -> None:
-        self.note("artifact", file=str(place.relative_to(self.folder)), folder=folder)
-
-    def send_model(self, place: Path, name: str, tags: Mapping[str, str]) -> None:
-        self.note("model", file=str(place.relative_to(self.folder)), name=name, tags=dict(tags))
-
-    def set_terminated(self, run_id: str, status: str) -> None:
-        """As MlflowClient.set_terminated: the last line of the journal. It is waited for, `PATIENCE` seconds."""
-        self.note("end", status=status, time=int(time.time() * 1000))
-        self._journal.close()
+    def close(self, status: str) -> None:
+        """End the run as FINISHED, KILLED or FAILED, and wait while its last lines are being sent."""
+        self.append("end", status=status, time=int(time.time() * 1000))
+        self._file.close()
         self._closing.set()
-        self._wake.set()
-        patience = PATIENCE if self._away or self._sender.remote else OWN
+        patience = REMOTE_TIMEOUT if self._unreachable or self._sender.store is None else LOCAL_TIMEOUT
         progress, since = -1, time.monotonic()
         while self._thread.is_alive() and (time.monotonic() < since + patience or self._sender.uploading):
             if self._sender.offset != progress:
                 progress, since = self._sender.offset, time.monotonic()
             self._thread.join(0.1)
+        if self._thread.ident is None:
+            self._lock.release()
         if self.folder.exists():
-            logger.warning("MLflow: the run is not all sent. When the server is back: %s", command(self.folder.parent))
+            message = "MLflow: not everything is sent. When the server is back, run: %s"
+            logger.warning(message, command(self.folder.parent))
 
     def _work(self) -> None:
-        lock = FileLock(self.folder / "lock")
-        while not lock.is_locked:
-            try:  # a killed training's workers outlive it for seconds, and the command `send` may be at work
-                lock.acquire(timeout=PATIENCE)
-            except Timeout:
-                if not self._away:
-                    logger.warning("MLflow: another process is sending %s; waiting for it", self.folder)
-                self._away = True
-                if self._closing.is_set():
-                    return
         try:
             self._send_until_closed()
+            if self._sender.ended:
+                shutil.rmtree(self.folder, ignore_errors=True)
         finally:
-            lock.release()
-        if self._sender.ended:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.release()
 
     def _send_until_closed(self) -> None:
-        first = True
+        others = True
         while True:
-            last = self._closing.is_set()  # asked before sending, so that the line that closes is sent as well
-            self._wake.clear()
+            last = self._closing.is_set()  # read before sending, so that the closing line is sent as well
             try:
                 self._sender.send()
-                if self._away:
-                    logger.warning("MLflow is reached again, and has all that it missed")
-                self._away = False
+                if self._unreachable:
+                    logger.warning("MLflow is reachable again and has received everything it missed")
+                self._unreachable = False
             except Exception as error:
-                if not self._away:
+                if not self._unreachable:
                     logger.warning("MLflow cannot be reached; the run is kept in %s: %s", self.folder, error)
-                self._away = True
-            if first and not self._away:
-                first = False
+                self._unreachable = True
+            if others and not self._unreachable:
+                others = False
                 self._send_others()
             if last:
                 return
-            self._wake.wait(INTERVAL)
+            self._closing.wait(INTERVAL)
 
     def _send_others(self) -> None:
-        """What earlier runs of this folder could not send."""
+        """Send what earlier runs have left in the folder next to this one."""
         try:
-            send(self.folder.parent, self._sender.uri, but=self.folder)
+            send(self.folder.parent, self._sender.uri)
         except Exception as error:
             logger.warning("MLflow: an earlier run could not be sent: %s", error)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Select the metrics that are single numbers, as floats.
+
+    NumPy scalars and tensors without axes count; values per class, images and text do not.
+
+    >>> import torch
+    >>> scalars({"dice": np.float32(0.5), "loss": torch.tensor(2.0), "per_class": torch.ones(3)})
+    {'dice': 0.5, 'loss': 2.0}
+    """
+    numbers = (int, float, np.number, np.ndarray, Tensor)
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, numbers) and getattr(value, "ndim", 0) == 0
+    }

@@ -1,7 +1,7 @@
-"""The best network of a training as an MLflow model, that says what ``inference.yaml`` says.
+"""The best network of a training as an MLflow model that answers what ``inference.yaml`` writes.
 
 The model's folder holds the checkpoint and the bundle's ``inference.yaml``; the code is the installed monai_unet's, so
-nothing is pickled. `mlflow models serve` answers with it, and `mlflow.pyfunc.load_model` reads it.
+nothing is pickled. `mlflow models serve` serves it, and `mlflow.pyfunc.load_model` loads it.
 """
 
 from __future__ import annotations
@@ -27,46 +27,51 @@ import monai_unet
 from monai_unet.tracking.run import Tracking
 from monai_unet.training.best import BestCheckpoint
 
-__all__ = ["BestModel", "Segmentation", "save_model"]
+__all__ = ["BestModel"]
 
-#: an array comes without file, and goes without one
-FILES = ("LoadImaged", "SaveImaged")
-#: of a training's config, what says nothing about the network
-PLACES = ("imports", "bundle_root", "dataset_dir", "output_dir", "ckpt_path", "input", "device", "amp")
+#: left out, because images come and go as arrays
+FILE_TRANSFORMS = ("LoadImaged", "SaveImaged")
+#: keys of a training's config that do not describe the network
+LOCAL_KEYS = ("imports", "bundle_root", "dataset_dir", "output_dir", "ckpt_path", "input", "device", "amp")
 
 
 class BestModel:
-    """At the end of a training, the best network goes into its MLflow run, and into the registry as a new version.
+    """Add the best network to the MLflow run and to the registry, as a new version, when the training has completed.
 
-    The version bears the metric that chose the network, its value and epoch as tags. A training that is stopped or
-    fails leaves its best network in the output folder, and here none.
+    The tags of the version are the metric that chose the network, its value and its epoch. A training that is stopped
+    or fails registers nothing; its best network is in the output folder.
 
     Args:
-        tracking: the training's.
+        tracking: that of the training.
         best: knows the checkpoint, and the metric that chose it.
-        config: the bundle's ``inference.yaml``: preprocessing, inferer and postprocessing are its own.
-        name: the registered model's, the bundle's name.
+        config: the bundle's ``inference.yaml``, for preprocessing, inferer and postprocessing.
+        name: of the registered model, by convention the bundle's name.
+
+    >>> network = torch.nn.Conv2d(1, 2, 3)
+    >>> tracking, best = Tracking("membranes", {}), BestCheckpoint(network, "model.pt", "rand_error")
+    >>> trainer = Engine(lambda engine, batch: None)
+    >>> BestModel(tracking, best, "configs/inference.yaml", "membranes").attach(trainer)
     """
 
     def __init__(self, tracking: Tracking, best: BestCheckpoint, config: str | os.PathLike[str], name: str) -> None:
         self.tracking, self.best, self.config, self.name = tracking, best, Path(config), name
 
     def attach(self, engine: Engine) -> None:
+        """Register the model when this trainer has completed."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if self.best.best is None or not self.best.path.is_file():
+        journal, best = self.tracking.journal, self.best
+        if journal is None or best.best is None or not best.path.is_file():
             return
         try:
-            with self.tracking.model(self.name, self._why()) as place:
-                if place is not None:
-                    save_model(place, self.best.path, self.config, self.tracking.config or {})
-        except OSError as error:  # a training that has come to its end does not fail for this
+            model = journal.new_file("model")
+            save_model(model, best.path, self.config, self.tracking.config or {})
+        except OSError as error:  # no reason for a completed training to fail
             logging.getLogger(__name__).error("the MLflow model could not be written: %s", error)
-
-    def _why(self) -> dict[str, str]:
-        best = {"metric": self.best.metric, self.best.metric: str(self.best.best)}
-        return {**best, "epoch": str(self.best.epoch)}
+        else:
+            tags = {"metric": best.metric, best.metric: str(best.best), "epoch": str(best.epoch)}
+            journal.log_model(model, self.name, tags)
 
 
 def save_model(
@@ -78,21 +83,21 @@ def save_model(
     """Write an MLflow model.
 
     Args:
-        folder: receives it, and must not exist.
+        folder: where to write it; must not exist.
         checkpoint: weights of a `ValidUNet`.
         config: the bundle's ``inference.yaml``.
-        training: the training's config; values at its top that ``inference.yaml`` has too, ``in_channels`` for example,
-            go before those of the file.
+        training: the training's config; top-level values that ``inference.yaml`` has as well, such as ``in_channels``,
+            take precedence over those of the file.
     """
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    # the one kind of tensor that MLflow passes on with any number of axes
+    # the only tensor that MLflow accepts with any number of axes
     anything = Schema([TensorSpec(np.dtype("O"), (-1,))])
     packages = (monai_unet, torch, monai, mlflow)
-    with tempfile.TemporaryDirectory() as place:
-        data = Path(place) / "bundle"
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary) / "bundle"
         data.mkdir()
         shutil.copyfile(checkpoint, data / "model.pt")
         shutil.copyfile(config, data / "inference.yaml")
@@ -108,19 +113,18 @@ def save_model(
 
 def _shared(config: str | os.PathLike[str], training: Mapping[str, Any]) -> dict[str, Any]:
     inference = ConfigParser.load_config_file(config)
-    values = {key: training[key] for key in inference.keys() & training.keys() - set(PLACES)}
     return {
-        key: value
-        for key, value in values.items()
-        if not isinstance(value, Mapping) and str(value)[:1] not in ("$", "@")
+        key: training[key]
+        for key in inference.keys() & training.keys() - set(LOCAL_KEYS)
+        if not isinstance(training[key], Mapping) and str(training[key])[:1] not in ("$", "@")
     }
 
 
 class Segmentation:
-    """What an MLflow server calls: an image in, labels or probabilities out.
+    """Segment arrays for MLflow: an image in, labels or probabilities out.
 
     Args:
-        folder: ``model.pt``, ``inference.yaml`` and ``training.yaml``, as `save_model` writes them.
+        folder: holds ``model.pt``, ``inference.yaml`` and ``training.yaml``, as `save_model` writes them.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -130,7 +134,7 @@ class Segmentation:
         parser["ckpt_path"] = os.fspath(Path(folder) / "model.pt")
         for block in ("preprocessing", "postprocessing"):
             steps = parser[f"{block}::transforms"]
-            parser[f"{block}::transforms"] = [s for s in steps if s["_target_"].split(".")[-1] not in FILES]
+            parser[f"{block}::transforms"] = [s for s in steps if s["_target_"].split(".")[-1] not in FILE_TRANSFORMS]
         self.device: torch.device = parser.get_parsed_content("device")
         self.network = parser.get_parsed_content("network").eval()
         self.inferer = parser.get_parsed_content("inferer")
@@ -140,27 +144,27 @@ class Segmentation:
         self.to_probabilities, self.to_labels = Compose(steps[:cut]), Compose(steps[cut:])
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
-        """Segment an image, or several of one size.
+        """Segment one image, or several of one size.
 
         Args:
-            model_input: numbers, nested lists too: ``(*spatial)``, ``(C, *spatial)`` or ``(B, C, *spatial)``, any
-                spatial size, raw values as in the files that the bundle reads. Volumes: axes right, anterior, superior
-                with voxels of 1 mm.
+            model_input: array or nested lists, ``(*spatial)``, ``(C, *spatial)`` or ``(B, C, *spatial)``, of any
+                spatial size, with raw values as in the files that the bundle reads. Volumes: axes right, anterior,
+                superior, with voxels of 1 mm.
             params: ``{"output": "labels"}``, the default, or ``{"output": "probabilities"}``.
 
         Returns:
-            Labels, ``(*spatial)`` or ``(B, *spatial)``: classes or instances, as ``inference.yaml`` has them. Or
+            Labels, ``(*spatial)`` or ``(B, *spatial)``: classes or instances, as in ``inference.yaml``. Or the
             probabilities of all classes, ``(K, *spatial)`` or ``(B, K, *spatial)``, float32.
 
         Raises:
-            ValueError: another output, another number of axes or channels, NaN or Inf.
+            ValueError: unknown output, wrong number of axes or channels, NaN or Inf.
         """
         output = (params or {}).get("output", "labels")
         if output not in ("labels", "probabilities"):
             raise ValueError(f'output is {output!r}; it must be "labels" or "probabilities"')
         images = np.asarray(model_input, dtype=np.float32)
         if not np.isfinite(images).all():
-            raise ValueError("the image holds NaN or Inf; give finite numbers")
+            raise ValueError("the image contains NaN or Inf; pass finite values")
         dims, channels = self.network.spatial_dims, self.network.in_channels
         if images.ndim == dims:
             images = images[None]
@@ -185,5 +189,5 @@ class Segmentation:
 
 
 def _load_pyfunc(folder: str) -> Segmentation:
-    """MLflow's entry."""
+    """The function that MLflow calls to load the model."""
     return Segmentation(folder)

@@ -1,4 +1,4 @@
-"""What the network saw and said, side by side, as PNG."""
+"""What the network saw and predicted, side by side, as PNG."""
 
 from __future__ import annotations
 
@@ -17,50 +17,64 @@ from monai_unet.tracking.run import Tracking
 
 __all__ = ["Pictures"]
 
-#: more outlines than this are drawn at once, a pixel inside where instances touch: it is faster
+#: with more outlines than this, they are drawn in one go, a pixel inside where instances touch: it is faster
 ONE_BY_ONE = 100
 
 
 class Pictures:
-    """Draws the items of an engine's output, panel by panel, and adds the pictures to the MLflow run.
+    """Draw the items of an engine's output, panel by panel, and add the pictures to the MLflow run.
 
-    The panels: the image; the label; the weight map; the probability of the last class
-    (of the item ``probability``, else ``pred``); and the image with the outlines of label (yellow) and prediction
-    (red), of each instance where there are several. What an item lacks is left out. Of a stack the middle page is
-    shown.
+    The panels: the image; the label; the weight map; the probability of the last class (of the item ``probability``, or
+    else ``pred``); and the image with the outlines of label (yellow) and prediction (red), each instance with its own.
+    Panels that an item has no data for are left out. Of a stack, the middle page is shown.
+
+    If ``tracking`` follows a training, one picture is drawn per validation, of its first item, and named by the epoch.
+    Otherwise each item has a picture, named after the image's file; in the MLflow run it has the item's number instead,
+    because file names may be patients' names.
 
     Args:
-        folder: where the PNGs go; made when needed.
-        tracking: logs the pictures as artifacts, under ``pictures/``. While it follows a training, one picture is
-            drawn per validation (its first item), named by the epoch; else one per item, named after the image's file,
-            and by its number in the run, which names no files.
+        folder: where the PNGs go; created if missing.
+        tracking: logs the pictures as artifacts, under ``pictures/``.
+
+    >>> import tempfile, torch
+    >>> image = MetaTensor(torch.rand(1, 20, 30), meta={"filename_or_obj": "cells.tif"})
+    >>> evaluator = Engine(lambda engine, batch: [{"pred": (image > 0.5).float()}])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Pictures(folder).attach(evaluator)
+    ...     _ = evaluator.run([[{"image": image}]])
+    ...     os.listdir(folder)
+    ['cells.png']
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        tracking: Tracking | None = None,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], tracking: Tracking | None = None) -> None:
         self.folder = Path(folder)
         self.tracking = tracking
+        self.names: list[str] = []
 
     def attach(self, engine: Engine) -> None:
+        """Draw what this evaluator puts out."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.names.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        state: Any = engine.state  # ignite types what a handler finds there as maybe absent
+        state: Any = engine.state  # ignite types what a handler finds there as optional
         trainer = self.tracking.trainer if self.tracking else None
-        if trainer is not None and (state.iteration - 1) % state.epoch_length:
-            return
-        first = (state.iteration - 1) * len(state.output) + 1
-        for number, (batch, output) in enumerate(zip(state.batch, state.output, strict=True), start=first):
+        journal = self.tracking.journal if self.tracking else None
+        for batch, output in zip(state.batch, state.output, strict=True):
+            if trainer is not None and self.names:
+                return
             item = {**batch, **output}
-            image = Path(item["image"].meta["filename_or_obj"])
-            name = f"{image.stem}.png" if trainer is None else f"epoch_{trainer.state.epoch:04d}.png"
-            path = self.folder / name
+            name = Path(item["image"].meta["filename_or_obj"]).stem
+            number = f"{len(self.names) + 1:04d}"
+            if trainer is not None:
+                name = public = f"epoch_{trainer.state.epoch:04d}"
+            else:
+                name, public = f"{name}_{number}" if name in self.names else name, f"item_{number}"
+            self.names.append(name)
+            path = self.folder / f"{name}.png"
             self._draw(item, path)
-            if self.tracking is not None:
-                self.tracking.log_file(path, "pictures", f"item_{number:04d}.png" if trainer is None else None)
+            if journal is not None:
+                journal.log_file(f"{public}.png", path.read_bytes(), "pictures")
 
     def _draw(self, item: dict[str, Tensor], path: Path) -> None:
         from matplotlib.figure import Figure  # no pyplot: nothing global, no display
@@ -97,7 +111,7 @@ def _several(mask: np.ndarray) -> bool:
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:
-    """What has an outline of its own: touching instances and classes are told apart."""
+    """The masks to outline: touching instances and classes one by one."""
     if not _several(mask):
         return [mask]
     values = np.unique(mask[mask > 0])

@@ -1,4 +1,4 @@
-"""What may be said about a training elsewhere: no path, no file's name, which often are patients' names."""
+"""What a run may reveal: no paths and no file names, which are often patients' names."""
 
 from __future__ import annotations
 
@@ -8,66 +8,101 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["file_names", "public_config", "public_parameter", "public_text"]
+__all__ = ["file_names", "redact_config", "redact_parameter", "redact_text", "redact_uri"]
 
-SUFFIXES = r"\.(?:png|jpe?g|tiff?|nii(?:\.gz)?|dcm|nrrd|nhdr|mha|mhd|json|geojson|pt|yaml)"
-#: a path in quotes, as Python's own errors have it, blanks and all
+#: of images, volumes, slides, archives, arrays, tables, checkpoints and their kind, also ones that the readers refuse:
+#: an error names them all the more
+SUFFIXES = (
+    r"\.(?:png|jpe?g|jp2|bmp|gif|webp|tiff?|btf|tf[28]|svs|ndpi|scn|mrxs|vsi|ets|bif|svslide|czi|lif|lsm|nd2|oib|oif|"
+    r"ims|stk|zarr|n5|dcm|dicom|dic|ima|nii|img|hdr|nrrd|nhdr|mha|mhd|mgh|mgz|mnc|raw|ome|npy|npz|h5|hdf5?|mat|zip|tar|"
+    r"tgz|gz|bz2|xz|zst|7z|json|geojson|ya?ml|xml|csv|tsv|xlsx?|txt|pdf|pth?|ckpt|safetensors|onnx|pkl)"
+)
+#: a path in quotes, spaces included, as Python's own errors print it
 QUOTED = re.compile(r"(?<!\w)(['\"])(?=\S)[^'\"\n]*[/\\][^'\"\n]*(?<=\S)\1(?!\w)")
-#: a path anywhere in a text, up to the next blank or quote, and a file's name without one
+#: a path anywhere in a text, up to the next space or quote, and the name of a file without its folder
 PATH = re.compile(r"(?:[A-Za-z]:)?[^\s'\"`,;:()<>\[\]]*[/\\][^\s'\"`,;:()<>\[\]]+")
 FILE = re.compile(rf"[^\s'\"`/\\,;:()<>\[\]]+{SUFFIXES}\b", re.IGNORECASE)
-#: what a literal inside a config's expression is, if it is a path: '/pictures' is not one, '/home/Doe' is
+#: a literal within a config's expression, which may be a path: '/pictures' is not one, '/home/Doe' is
 LITERAL = re.compile(r"(['\"])(.+?)\1")
 PATH_KEYS = re.compile(r"(?:_dir|_path|_root|_file|^input|^path|^folder)$")
 
 
-def public_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """A text, an exception's for example, without paths, file names, and the given words."""
+def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
+    """Replace paths, file names and the given words in a text, such as an exception's.
+
+    >>> redact_text("item Doe_1: NaN in image.ome.tif, see /data/Doe", secrets=["Doe_1"])
+    'item <name>: NaN in <file>, see <path>'
+    """
     for secret in sorted(secrets, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<name>", text)
     text = PATH.sub("<path>", QUOTED.sub(r"\1<path>\1", text))
     return re.sub(r"(<(path|name|file)>){2,}", "<path>", FILE.sub("<file>", text))
 
 
-def public_parameter(value: Any) -> str:
-    """A parameter's value as text; a file is told by its content, ``sha256:…``, and a folder not at all."""
-    if isinstance(value, str | os.PathLike) and os.path.sep in str(value) and os.path.isfile(value):  # noqa: PTH113
+def redact_parameter(value: Any) -> str:
+    """Convert a parameter of plain values to text; a file becomes the hash of its content, ``sha256:…``.
+
+    >>> redact_parameter([64, "/data/Doe/1.png"])
+    "[64, '<path>']"
+    """
+    if isinstance(value, str) and os.path.sep in value and os.path.isfile(value):  # noqa: PTH113
         return f"sha256:{hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
-    return public_text(str(value))
+    return redact_text(str(value))
 
 
-def public_config(config: Any, key: str = "") -> Any:
-    """A config without the user's paths: ``<dataset_dir>`` in their place, and datalists written into it cut to their
-    length. Expressions stay as they are, unless they name an existing path."""
+def redact_uri(uri: str) -> str | None:
+    """Return a tracking URI if it may be written to a file, or None if it contains a password.
+
+    >>> redact_uri("https://host:5000"), redact_uri("postgresql://ada:secret@host/db")
+    ('https://host:5000', None)
+    """
+    return None if urlsplit(uri).password else uri
+
+
+def redact_config(config: Any, key: str = "") -> Any:
+    """Replace the user's paths in a config of plain values.
+
+    ``<dataset_dir>`` and the like stand for them, and lists of files are replaced by their length. Expressions stay as
+    they are, unless they contain an existing path.
+
+    >>> redact_config({"dataset_dir": "/data/Doe", "output_dir": "$@bundle_root + '/models'", "seed": 1})
+    {'dataset_dir': '<dataset_dir>', 'output_dir': "$@bundle_root + '/models'", 'seed': 1}
+    """
     if isinstance(config, Mapping):
         return {
-            name: value if name == "_meta_" else public_config(value, str(name))  # that is the bundle's metadata.json
+            name: value if name == "_meta_" else redact_config(value, str(name))  # the bundle's metadata.json
             for name, value in config.items()
         }
-    if isinstance(config, list | tuple):
+    if isinstance(config, list):
         if config and all(isinstance(item, Mapping) and "_target_" not in item and _has_path(item) for item in config):
             return f"<{len(config)} items>"
-        return [public_config(value, key) for value in config]
-    if isinstance(config, str | os.PathLike):
-        text = os.fspath(config)
-        if text[:1] in ("$", "@", "%"):
-            return LITERAL.sub(lambda found: "'<path>'" if _is_path(found[2]) else found[0], text)
-        if PATH_KEYS.search(key) and text != ".":
-            return f"<{key}>"
-        return "<path>" if _looks_like_path(text) else text
-    return config
+        return [redact_config(value, key) for value in config]
+    if not isinstance(config, str):
+        return config
+    if config[:1] in ("$", "@", "%"):
+        return LITERAL.sub(lambda found: "'<path>'" if _is_path(found[2]) else found[0], config)
+    if PATH_KEYS.search(key) and config != ".":
+        return f"<{key}>"
+    return "<path>" if _looks_like_path(config) else config
 
 
 def file_names(items: Any) -> set[str]:
-    """The names of a datalist's files, with and without suffix; too short ones would garble any text."""
+    """Collect the names of a datalist's files, with and without suffix.
+
+    Names of one or two characters are left out: to replace them would garble any text.
+
+    >>> sorted(file_names([{"image": "/data/Doe.nii.gz", "fold": 0}]))
+    ['Doe', 'Doe.nii.gz']
+    """
     found = set()
     for item in items if isinstance(items, list | tuple) else ():
         for value in item.values() if isinstance(item, Mapping) else ():
             for one in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(one, str | os.PathLike):
                     name = Path(one).name
-                    found |= {name, re.sub(rf"{SUFFIXES}$", "", name, flags=re.IGNORECASE)}
+                    found |= {name, re.sub(rf"(?:{SUFFIXES})+$", "", name, flags=re.IGNORECASE)}
     return {name for name in found if len(name) > 2}
 
 
@@ -76,10 +111,10 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    """Of a literal that may as well be the tail of a path: it exists, or would beside existing ones."""
+    """Whether a literal that may as well be the end of a path exists, or could be created next to existing files."""
     if not _looks_like_path(text):
         return False
-    text = os.path.expanduser(text)  # noqa: PTH111 - these two raise for no text, be it too long for a path
+    text = os.path.expanduser(text)  # noqa: PTH111 - unlike pathlib's, these raise for no text, however long
     if os.path.exists(text):  # noqa: PTH110
         return True
     path = Path(text)
@@ -87,4 +122,4 @@ def _is_path(text: str) -> bool:
 
 
 def _has_path(item: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, str | os.PathLike) and _looks_like_path(os.fspath(value)) for value in item.values())
+    return any(isinstance(value, str) and _looks_like_path(value) for value in item.values())

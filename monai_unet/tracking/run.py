@@ -1,72 +1,69 @@
-"""MLflow: one training, one run, with what is needed to do it again."""
+"""One MLflow run for each training or evaluation, with what it takes to repeat it."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
-import inspect
 import json
 import os
-import platform
-import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import ignite
 import ignite.distributed as idist
-import monai
-import torch
 import yaml
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 from monai.engines import Trainer
-from monai.handlers import MLFlowHandler
 
-import monai_unet
 from monai_unet.options import require
-from monai_unet.tracking.journal import Spool
-from monai_unet.tracking.redaction import file_names, public_config, public_parameter, public_text
-from monai_unet.tracking.sending import Sender, public
+from monai_unet.tracking.journal import Journal
+from monai_unet.tracking.provenance import code_version, config_under_construction, environment, plain
+from monai_unet.tracking.redaction import file_names, redact_config, redact_parameter, redact_text, redact_uri
+from monai_unet.tracking.sending import Sender
+from monai_unet.tracking.system_metrics import SystemMetrics
 
-__all__ = ["Tracking", "code_version"]
+__all__ = ["Tracking"]
 
 #: MLflow's own default store, which `mlflow ui` in the same folder opens
 DEFAULT_STORE = "mlflow.db"
-#: characters; MLflow cuts what is longer
+#: characters; MLflow truncates longer parameters
 LONGEST_PARAMETER = 6000
-#: seconds between two looks at CPU, memory and GPU
-SYSTEM_INTERVAL = 10.0
 
 
-class Tracking(MLFlowHandler):
-    """MONAI's `MLFlowHandler` with a run of its own for each training, a server that may go away, and the provenance.
+class Tracking:
+    """Log a training or an evaluation to MLflow, as a run of its own.
 
-    One object serves a whole workflow: attached to a trainer it logs loss and learning rate per step, attached to the
-    evaluator that validates it logs the metrics at the trainer's step; attached to an evaluator alone, the evaluation
-    has a run of its own. The run ends as FINISHED; as KILLED when the workflow is interrupted or told to exit; as
-    FAILED, with the exception's text in the tag ``error``, when it raises. Of several processes only the first logs.
+    One object serves a whole workflow: attached to a trainer, it logs loss and learning rate at each step; attached to
+    the evaluator that validates, it logs the metrics at the trainer's step; attached to an evaluator alone, it gives
+    the evaluation a run of its own. The run ends as FINISHED; as KILLED if the workflow is interrupted or told to
+    exit; as FAILED, with the exception's text in the tag ``error``, if it raises. Of several processes only the first
+    logs. Everything is written to a `Journal`, so that no step waits for the server.
 
-    What is logged goes through a `Spool`, so that the training waits for no server.
-
-    The store is that of the environment variable ``MLFLOW_TRACKING_URI``, any that MLflow knows, else
+    The store is the environment variable ``MLFLOW_TRACKING_URI``, of any kind that MLflow knows, or else
     ``sqlite:///mlflow.db`` in the working folder. ``MLFLOW_EXPERIMENT_NAME`` overrides the experiment's name
-    (Databricks wants a path).
+    (Databricks requires a path).
 
     Args:
-        experiment_name: MLflow's experiment, here the bundle's name.
-        parameters: hyperparameters and facts to log, the data set's checksum for instance. Whole in the artifact
-            ``parameters.json``; as MLflow's parameters up to 6000 characters, longer ones refer to it.
+        experiment_name: MLflow's experiment, by convention the bundle's name.
+        parameters: hyperparameters and facts to log, such as the data set's checksum. In full in the artifact
+            ``parameters.json``; as MLflow's parameters up to 6000 characters, longer ones refer to the artifact.
         folder: keeps what is not sent yet; ``python -m monai_unet.tracking send FOLDER`` sends it.
 
+    Attributes:
+        journal: where handlers log files and metrics of their own; None before the run starts, after its end, and in
+            all processes but the first.
+        trainer: the trainer it is attached to, if any.
+        config: the bundle's config, overrides included; None outside a bundle.
+
     Raises:
-        ImportError: without mlflow; ``pip install "monai_unet[tracking]"`` brings it.
-        ValueError: for a store that is a plain folder, which MLflow has given up.
+        ImportError: mlflow is missing; ``pip install "monai_unet[tracking]"`` installs it.
+        ValueError: the store is a plain folder, which MLflow no longer supports.
+
+    >>> tracking = Tracking("membranes", {"learning_rate": 0.01, "dataset": "isbi2012 sha256:2f1e"})
+    >>> trainer = Engine(lambda engine, batch: None)
+    >>> tracking.attach(trainer)  # trainer.run() then opens the run, and ends it
     """
 
     def __init__(
@@ -76,128 +73,97 @@ class Tracking(MLFlowHandler):
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_STORE).absolute()}"
         if urlsplit(self.uri).scheme in ("", "file") and self.uri != "databricks":
             raise ValueError(
-                f"MLFLOW_TRACKING_URI is {self.uri!r}; MLflow keeps no runs in plain folders any more. "
+                f"MLFLOW_TRACKING_URI is {self.uri!r}; MLflow no longer keeps runs in plain folders. "
                 "Use sqlite:////FOLDER/mlflow.db or a server's address"
             )
-        variable = os.environ.pop("MLFLOW_TRACKING_URI", None)
-        try:  # MONAI's handler makes a client at once, which for a database connects: not this one, and it is replaced
-            super().__init__(
-                tracking_uri="http://127.0.0.1",
-                experiment_name=experiment_name,
-                output_transform=lambda output: output[0]["loss"],
-                epoch_log=False,
-            )
-        finally:
-            os.environ.update({} if variable is None else {"MLFLOW_TRACKING_URI": variable})
-        self.client: Any = None
-        self.cur_run: Any = None
+        self.experiment_name = experiment_name
         self.parameters = dict(parameters)
         self.folder = Path(folder)
-        self.config = _config_under_construction()
+        self.config = config_under_construction()
         self.trainer: Engine | None = None
+        self.journal: Journal | None = None
+        self._latest: Journal | None = None
         self._resumes: str | None = None
-        self._monitors = _monitors()
-        self._look = 0.0
-        self._told: BaseException | None = None
+        self._reported: BaseException | None = None
+        self._system_metrics = SystemMetrics()
 
     @property
     def run_id(self) -> str | None:
-        """What `resume` takes: MLflow's id of the run, or while no server has given one, a name by which it will be
-        found; None before the run starts, and in all processes but the first."""
-        return self.client.run_id if self.client else None
+        """What `resume` takes: MLflow's id of the run, or until a server has assigned one, a name that finds it.
+
+        None before the run starts, and in all processes but the first.
+        """
+        return self._latest.run_id if self._latest else None
 
     def resume(self, run_id: str) -> None:
-        """Continue a run instead of starting one. To be called before the engine starts."""
+        """Continue a run instead of starting one; call it before the engine starts."""
         self._resumes = run_id
 
     def attach(self, engine: Engine) -> None:
+        """Log what this engine does; a trainer, an evaluator, or both in turn."""
+        engine.add_event_handler(Events.STARTED, self._start)
         if isinstance(engine, Trainer):
             self.trainer = engine
-            super().attach(engine)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._log_step)
         else:
-            engine.add_event_handler(Events.STARTED, self.start)
-            engine.add_event_handler(Events.COMPLETED, self._evaluated)
-        # not by the event EXCEPTION_RAISED: of its handlers the first one raises, and the others are never called
+            engine.add_event_handler(Events.COMPLETED, self._log_evaluation)
+        # not through EXCEPTION_RAISED: if one of its handlers raises, ignite does not call the others
         engine.run = self._watched(engine, engine.run)  # type: ignore[method-assign]
 
-    def start(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
         """Open the run, with all that is known before the first step."""
-        if self.cur_run is not None or idist.get_rank() > 0:
+        if self.journal is not None or idist.get_rank() > 0:
             return
         versions = code_version()
-        facts = {name: getattr(engine.state, name) for name in self.default_tracking_params}
-        values = {k: public_parameter(v) for k, v in {**self.parameters, **facts, **versions}.items()}
+        facts = {name: getattr(engine.state, name) for name in ("max_epochs", "epoch_length")}
+        values = {k: redact_parameter(plain(v)) for k, v in {**self.parameters, **facts, **versions}.items()}
         data, _, checksum = values.get("dataset", self.experiment_name).partition(" sha256:")
-        self.client = self._spool()
-        self.client.note(
+        self.journal = self._latest = journal = self._open_journal()
+        journal.append(
             "run",
             experiment=self.experiment_name,
             name=f"{data} {time.strftime('%Y-%m-%d %H:%M:%S')}",
             tags={"mlflow.source.git.commit": versions["commit"].rstrip("+")} if "commit" in versions else {},
             time=int(time.time() * 1000),
-            uri=public(self.uri),
+            uri=redact_uri(self.uri),
             resume=self._resumes,
         )
-        self.cur_run = SimpleNamespace(info=self.client)  # it has a run_id
         if checksum:
-            self.client.note("dataset", name=data, digest=checksum[:36])  # no more is allowed
-        whole = "{} characters: see parameters.json"
-        self._log_params({k: v if len(v) <= LONGEST_PARAMETER else whole.format(len(v)) for k, v in values.items()})
-        self.log_text("parameters.json", json.dumps(values, indent=1))
-        self.log_text("environment.txt", environment())
+            journal.append("dataset", name=data, digest=checksum[:36])  # MLflow's limit
+        short = {
+            k: v if len(v) <= LONGEST_PARAMETER else f"{len(v)} characters: see parameters.json"
+            for k, v in values.items()
+        }
+        journal.append("params", params=list(short.items()))
+        journal.log_file("parameters.json", json.dumps(values, indent=1))
+        journal.log_file("environment.txt", environment())
         if self.config is not None:
-            config = public_config(self.config)
-            self.log_text("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        self.client.start()
+            config = yaml.safe_dump(redact_config(self.config), sort_keys=False, allow_unicode=True)
+            journal.log_file("config.yaml", config)
+        journal.start()
 
-    def iteration_completed(self, engine: Engine) -> None:
-        if self.cur_run is None:
-            return
-        super().iteration_completed(engine)
-        if time.monotonic() >= self._look:
-            self._look = time.monotonic() + SYSTEM_INTERVAL
-            self._log_metrics(_system_metrics(self._monitors), step=engine.state.iteration)
-
-    def log_file(self, path: str | os.PathLike[str], folder: str | None = None, name: str | None = None) -> None:
-        """Add a copy of a file to the run's artifacts, under a name that names nobody."""
-        if self.cur_run is not None:
-            self.client.log_artifact("", os.fspath(path), folder, name)
-
-    def log_text(self, name: str, text: str) -> None:
-        """Add a text to the run's artifacts."""
-        if self.cur_run is not None:
-            self.client.log_text("", text, name)
-
-    def log_series(self, name: str, values: Sequence[float]) -> None:
-        """Log numbers of one name, with their positions as steps."""
-        for step, value in enumerate(values if self.cur_run is not None else ()):
-            self._log_metrics({name: value}, step=step)
-
-    @contextlib.contextmanager
-    def model(self, name: str, tags: Mapping[str, str]) -> Iterator[Path | None]:
-        """A place for an MLflow model, to be written in the block; it goes into the run and the registry, as a new
-        version of ``name`` with these tags. None where nothing is logged."""
-        place = self.client.place("model") if self.cur_run is not None else None
-        yield place
-        if place is not None:
-            self.client.send_model(place, name, tags)
-
-    def _spool(self) -> Spool:
-        """The spool that a resumed run has left here, else a new one."""
+    def _open_journal(self) -> Journal:
+        """The journal that a resumed run has left here, or else a new one."""
         for journal in self.folder.glob("*/journal.jsonl") if self._resumes else ():
             if self._resumes in (journal.parent.name, Sender(journal.parent).run_id):
-                return Spool(journal.parent, self.uri)
-        return Spool(self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:12]}", self.uri)
+                try:
+                    return Journal(journal.parent, self.uri)
+                except BlockingIOError:  # it is being sent: MLflow will find the run by its name
+                    break
+        return Journal(self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:12]}", self.uri)
 
-    def _evaluated(self, engine: Engine) -> None:
-        if self.cur_run is not None:
-            numbers: dict[str, float] = {
-                name: value for name, value in engine.state.metrics.items() if isinstance(value, int | float)
-            }
-            self._log_metrics(numbers, step=self.trainer.state.iteration if self.trainer else 0)
+    def _log_step(self, engine: Any) -> None:
+        if self.journal is not None:
+            rates = {f"lr_group_{i}": group["lr"] for i, group in enumerate(engine.optimizer.param_groups)}
+            metrics = {"Loss": engine.state.output[0]["loss"], **rates, **self._system_metrics()}
+            self.journal.log_metrics(metrics, engine.state.iteration)
+
+    def _log_evaluation(self, engine: Engine) -> None:
+        if self.journal is not None:
+            self.journal.log_metrics(engine.state.metrics, self.trainer.state.iteration if self.trainer else 0)
 
     def _watched(self, engine: Engine, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The engine's run, that tells the outcome to MLflow's."""
+        """``engine.run``, wrapped to report its outcome to MLflow."""
 
         @functools.wraps(run)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -207,81 +173,27 @@ class Tracking(MLFlowHandler):
                 # terminated without its COMPLETED event: somebody has stopped it
                 status = "KILLED" if engine.should_terminate == "skip_completed" else "FINISHED"
                 return result
+            except (KeyboardInterrupt, SystemExit):
+                status = "KILLED"
+                raise
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | SystemExit):
-                    status = "KILLED"
-                elif self.cur_run is not None and error is not self._told:
-                    self._told = error  # by the engine that knows the files' names; it may run within another
-                    data = getattr(getattr(engine, "data_loader", None), "dataset", None)
-                    names = file_names(getattr(data, "data", None))
-                    own = (getattr(error, name, None) for name in ("path", "filename"))  # InputError, OSError
-                    names |= {path for path in own if isinstance(path, str) and len(path) > 2}
-                    text = public_text(str(error), names)
-                    self.client.set_tag("", "error", f"{type(error).__name__}: {text}"[:5000])
+                self._report(engine, error)
                 raise
             finally:
-                if self.cur_run is not None and self.trainer in (None, engine):
-                    self.cur_run = None
-                    self.client.set_terminated("", status)
+                if self.journal is not None and self.trainer in (None, engine):
+                    journal, self.journal = self.journal, None
+                    journal.close(status)
 
         return watched
 
-
-def code_version() -> dict[str, str]:
-    """Versions of the code that runs; where it is a git checkout, the commit ("+" for uncommitted changes)."""
-    versions = {
-        "monai_unet": monai_unet.__version__,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "ignite": ignite.__version__,
-        "python": platform.python_version(),
-    }
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # an installed wheel has no git history
-        versions["commit"] = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout.strip()
-        versions["tree"] = "modified" if versions["commit"].endswith("+") else "clean"
-    return versions
-
-
-def environment() -> str:
-    """Everything that is installed, as pip would write it, below Python and platform."""
-    installed = {f"{package.name}=={package.version}" for package in importlib.metadata.distributions()}
-    first = f"# Python {platform.python_version()}, {platform.platform()}"
-    return "\n".join([first, *sorted(installed, key=str.lower)])
-
-
-def _monitors() -> list[Any]:
-    """MLflow's own, for what this machine has."""
-    found: list[Any] = []
-    with contextlib.suppress(ImportError, RuntimeError):  # without psutil; without nvidia-ml-py or an Nvidia GPU
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-
-        found.append(CPUMonitor())
-        found.append(GPUMonitor())
-    return found
-
-
-def _system_metrics(monitors: Sequence[Any]) -> dict[str, float]:
-    """By the names under which MLflow shows them apart."""
-    values: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
-        monitor.clear_metrics()
-    return values
-
-
-def _config_under_construction() -> dict[str, Any] | None:
-    """The config that is being instantiated. MONAI's parser does not hand itself to what it builds, so it is looked
-    up among the callers; None outside a bundle."""
-    for caller in inspect.stack(context=0):
-        parser = caller.frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return dict(parser.get())
-    return None
+    def _report(self, engine: Engine, error: BaseException) -> None:
+        """Log the error once, by the innermost engine: it knows the names of the files."""
+        if self.journal is None or error is self._reported:
+            return
+        self._reported = error
+        data = getattr(getattr(engine, "data_loader", None), "dataset", None)
+        names = file_names(getattr(data, "data", None))
+        own = (getattr(error, name, None) for name in ("path", "filename"))  # InputError, OSError
+        names |= {path for path in own if isinstance(path, str) and len(path) > 2}
+        text = redact_text(str(error), names)
+        self.journal.append("tag", key="error", value=f"{type(error).__name__}: {text}"[:5000])

@@ -1,8 +1,8 @@
-"""From a journal to MLflow, each line once.
+"""From a journal to MLflow, each line exactly once.
 
-A run bears the name of its spool as a tag and is looked up by it before one is created. ``sent.json`` holds how much
-has arrived. Where that may be behind (an answer was lost, a process killed) or a resumed training repeats steps, the
-server is asked which steps of a metric it has, and only the others are sent.
+Each run is tagged with the name of its journal's folder and looked up by that tag before it is created. ``sent.json``
+holds how much has arrived. Where it may be behind (an answer was lost, a process killed) or a resumed training repeats
+steps, the server is asked which steps of a metric it has, and only the others are sent.
 """
 
 from __future__ import annotations
@@ -10,88 +10,93 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
+from monai_unet.errors import InputError
+from monai_unet.files import FolderLock, replacing
 
-from monai_unet.files import replacing
+__all__ = ["command", "send"]
 
-__all__ = ["Sender", "command", "public", "send"]
-
-#: the tag by which a run is recognised whose creation was not answered
+#: the tag that finds a run whose creation was not acknowledged
 KEY_TAG = "monai_unet.run"
-#: what a server says to a line that it will never take; anything else may pass the next time
-REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
-#: MLflow itself asks a server that is away for 4 minutes; here the next attempt is the next batch
+#: of MLflow: the line will never be accepted; after any other error it may be the next time
+PERMANENT_ERRORS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
+#: MLflow itself retries for 4 minutes when the server is away; here the next attempt is the next batch
 HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 #: MLflow's limits for one call
 METRICS, PARAMS = 1000, 100
+SQLITE = "sqlite:///"
 
 logger = logging.getLogger(__name__)
 
 
 def command(folder: Path) -> str:
-    """The command that sends what a folder of spools still holds."""
+    """Return the command that sends what a folder of journals still holds.
+
+    >>> command(Path("my output/mlflow"))
+    "python -m monai_unet.tracking send 'my output/mlflow'"
+    """
     return f"python -m monai_unet.tracking send {shlex.quote(os.fspath(folder))}"
 
 
-def public(uri: str) -> str | None:
-    """A tracking URI fit for a file: None where it holds a password."""
-    return None if urlsplit(uri).password else uri
-
-
-def send(folder: Path, uri: str | None = None, but: Path | None = None) -> tuple[list[Path], list[Path]]:
-    """Send what the spools of a folder still hold, and remove those that are sent.
+def send(folder: Path, uri: str | None = None) -> tuple[list[Path], list[Path]]:
+    """Send what the journals of a folder still hold, and remove those that are sent.
 
     Args:
-        folder: as given to `Tracking`: one subfolder for each run that is not all sent.
-        uri: the tracking URI; by default the one that the training had.
-        but: a spool to leave out.
+        folder: as given to `Tracking`: one subfolder for each run that is not fully sent.
+        uri: the tracking URI; by default that of the training run.
 
     Returns:
-        The spools that were sent, and those left to a live training, which sends them itself.
+        The journals that were sent, and those left to the processes that are writing or sending them.
 
     Raises:
-        mlflow.exceptions.MlflowException: the server does not answer; nothing is lost, and it can be tried again.
+        mlflow.exceptions.MlflowException: the server does not answer; nothing is lost, try again later.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     send(Path(folder))
+    ([], [])
     """
-    done, left = [], []
+    sent: list[Path] = []
+    busy: list[Path] = []
     for journal in sorted(folder.glob("*/journal.jsonl")):
-        if journal.parent == but:
+        lock = FolderLock(journal.parent)
+        if not lock.acquire():
+            busy.append(journal.parent)
             continue
         try:
-            with FileLock(journal.parent / "lock", timeout=0):
-                if journal.exists():  # else its training has just sent it, and removes it
-                    Sender(journal.parent, uri).send()
-                shutil.rmtree(journal.parent, ignore_errors=True)
-            done.append(journal.parent)
-        except Timeout:
-            left.append(journal.parent)
-    return done, left
+            if journal.exists():  # otherwise its training run has just sent and removed it
+                Sender(journal.parent, uri).send()
+            shutil.rmtree(journal.parent, ignore_errors=True)
+        finally:
+            lock.release()
+        sent.append(journal.parent)
+    return sent, busy
 
 
 class Sender:
-    """Sends one journal.
+    """Send one journal.
 
     Args:
-        spool: folder of the journal.
-        uri: the tracking URI; None for the one that the journal names, else ``MLFLOW_TRACKING_URI``.
+        folder: the journal's.
+        uri: the tracking URI; None for the one that the journal names, or else ``MLFLOW_TRACKING_URI``.
     """
 
-    def __init__(self, spool: Path, uri: str | None = None) -> None:
-        self.spool, self.uri = spool, uri
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        self.folder, self.uri = folder, uri
         self.run_id: str | None = None
         self.ended = False
         self.uploading = False
         self.offset = 0
-        self._steps: dict[str, set[int]] | None = {}  # those that the server has, by metric; None: it has none
-        if (spool / "sent.json").is_file():
-            sent = json.loads((spool / "sent.json").read_text())
+        self._steps: dict[str, set[int]] | None = {}  # that the server has, by metric; None: the run is new
+        if (folder / "sent.json").is_file():
+            sent = json.loads((folder / "sent.json").read_text())
             self.run_id, self.offset = sent["run_id"], sent["offset"]
 
     @cached_property
@@ -99,37 +104,47 @@ class Sender:
         from mlflow import MlflowClient
 
         if self.uri is None:
-            with (self.spool / "journal.jsonl").open() as journal:
+            with (self.folder / "journal.jsonl").open() as journal:
                 self.uri = json.loads(journal.readline())["uri"] or os.environ.get("MLFLOW_TRACKING_URI")
         for name, value in HTTP.items():
             os.environ.setdefault(name, value)
-        return MlflowClient(self.uri)
+        if self.store is not None and not self.store.exists():
+            _create_store(self.store)
+        try:
+            return MlflowClient(self.uri)
+        except Exception as error:
+            if self.store is None or not re.search("already exists|duplicate column", str(error)):
+                raise
+            problem = "MLflow was killed while it created this file, and can no longer open it"
+            raise InputError(self.store, problem, "Move it away; the next attempt creates a new one") from error
 
     @property
-    def remote(self) -> bool:
-        """Whether a server keeps the store, and not this process."""
-        return not (self.uri or "").startswith("sqlite")
+    def store(self) -> Path | None:
+        """The SQLite file, if the store is one: this process then does the work of the server."""
+        if self.uri is None or not self.uri.startswith(SQLITE):
+            return None
+        return Path(self.uri.removeprefix(SQLITE).partition("?")[0]).absolute()
 
     def send(self) -> None:
-        """Send all whole lines; after an exception the next call goes on where this one stopped.
+        """Send all complete lines; after an exception the next call continues where this one stopped.
 
         Raises:
-            mlflow.exceptions.MlflowException: the server does not answer, or will not have the run at all.
+            mlflow.exceptions.MlflowException: the server does not answer, or refuses the run altogether.
         """
         try:
             for line, end in self._lines():
-                self._deliver_or_set_aside(line)
+                self._send_or_quarantine(line)
                 self.offset = end
-                with replacing(self.spool / "sent.json") as partial:
+                with replacing(self.folder / "sent.json") as partial:
                     partial.write_text(json.dumps({"run_id": self.run_id, "offset": end}))
         except Exception:
             self._steps = {}  # an answer may have been lost on its way: ask
             raise
 
     def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """The lines, metrics joined, each with the offset behind it. Half a line at the end is none yet."""
+        """The lines with the offset of their end, metrics joined. An incomplete last line is ignored."""
         joined: list[Any] = []
-        with (self.spool / "journal.jsonl").open("rb") as journal:
+        with (self.folder / "journal.jsonl").open("rb") as journal:
             journal.seek(self.offset)
             end = self.offset
             for text in journal:
@@ -137,81 +152,84 @@ class Sender:
                     break
                 try:
                     line = json.loads(text)
-                except ValueError:  # what a killed process left, or the line feed that ended it
-                    line = {"do": "nothing"}
-                if joined and (line["do"] != "metrics" or len(joined) + len(line["metrics"]) > METRICS):
-                    yield {"do": "metrics", "metrics": joined}, end
+                except ValueError:  # left by a killed process, or the line feed that ended it
+                    line = {"event": "nothing"}
+                if joined and (line["event"] != "metrics" or len(joined) + len(line["metrics"]) > METRICS):
+                    yield {"event": "metrics", "metrics": joined}, end
                     joined = []
                 end += len(text)
-                if line["do"] == "metrics":
-                    joined = joined + line["metrics"]
+                if line["event"] == "metrics":
+                    joined += line["metrics"]
                 else:
                     yield line, end
         if joined:
-            yield {"do": "metrics", "metrics": joined}, end
+            yield {"event": "metrics", "metrics": joined}, end
 
-    def _deliver_or_set_aside(self, line: dict[str, Any]) -> None:
-        """What the server refuses holds up nothing: it is kept in a file."""
+    def _send_or_quarantine(self, line: dict[str, Any]) -> None:
+        """Send a line; what the server refuses is kept in a file and holds up nothing."""
         from mlflow.exceptions import MlflowException
 
+        event = line["event"]
         try:
-            self._deliver(line)
+            self._send(event, line)
         except MlflowException as error:
-            if line["do"] == "run" or error.error_code not in REFUSALS:
+            if event == "run" or error.error_code not in PERMANENT_ERRORS:
                 raise
-            several = line.get(line["do"], [])
+            several = line.get(event, [])
             if len(several) > 1:
                 for one in several:
-                    self._deliver_or_set_aside({**line, line["do"]: [one]})
+                    self._send_or_quarantine({**line, event: [one]})
                 return
-            file = self.spool.with_suffix(".refused.jsonl")
-            logger.error("MLflow refuses what it was sent; it is kept in %s: %s", file, error)
+            file = self.folder.with_suffix(".refused.jsonl")
+            logger.error("MLflow refuses a line of the journal; it is kept in %s: %s", file, error)
             with file.open("a") as refused:
                 refused.write(json.dumps({**line, "because": str(error)}) + "\n")
 
-    def _deliver(self, line: dict[str, Any]) -> None:
+    def _send(self, event: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput
 
-        match line["do"]:
+        match event:
             case "run":
-                self._open(line)
+                self._open_run(line)
             case "metrics":
-                self._metrics(line["metrics"])
+                self._send_metrics(line["metrics"])
             case "params":
-                self._params(dict(line["params"]))
+                self._send_params(dict(line["params"]))
             case "dataset":
                 data = Dataset(line["name"], line["digest"], "local", "{}")
                 self.client.log_inputs(self.run_id, datasets=[DatasetInput(data)])
             case "tag":
                 self.client.set_tag(self.run_id, line["key"], line["value"])
             case "artifact":
-                place = self.spool / line["file"]
-                if place.exists():  # else it went just before the process was killed
-                    self.client.log_artifact(self.run_id, str(place), line["folder"])
-                    shutil.rmtree(place.parent)
+                path = self.folder / line["file"]
+                if path.exists():  # otherwise it was sent just before the process was killed
+                    self.client.log_artifact(self.run_id, str(path), line["folder"])
+                    shutil.rmtree(path.parent)
             case "model":
-                self._model(line)
+                self._send_model(line)
             case "end":
                 self.client.set_terminated(self.run_id, line["status"], line["time"])
                 self.ended = True
 
-    def _open(self, line: dict[str, Any]) -> None:
+    def _open_run(self, line: dict[str, Any]) -> None:
         """Find the run, or create it."""
         self.ended = False
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", line["experiment"])
-        experiment = self.client.get_experiment_by_name(name)
-        place = experiment.experiment_id if experiment else self.client.create_experiment(name, _artifacts(self.uri))
-        self.run_id = self.run_id or self._found(line["resume"], place)
+        found = self.client.get_experiment_by_name(name)
+        # next to an SQLite file, where MONAI's handler and `mlflow ui` have them, too; None: where the server has them
+        artifacts = self.store and (self.store.parent / "mlruns").as_uri()
+        experiment = found.experiment_id if found else self.client.create_experiment(name, artifacts)
+        self.run_id = self.run_id or self._find_run(line["resume"], experiment)
         if self.run_id is None:
-            tags = {**line["tags"], KEY_TAG: line["resume"] or self.spool.name}
-            run = self.client.create_run(place, start_time=line["time"], tags=tags, run_name=line["name"])
+            tags = {**line["tags"], KEY_TAG: line["resume"] or self.folder.name}
+            run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
             self.run_id, self._steps = run.info.run_id, None
         else:
             self._steps = {}
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def _found(self, resume: str | None, experiment: str) -> str | None:
-        """The run to continue, by MLflow's id or its spool's name; or this one, when its creation was not answered."""
+    def _find_run(self, resume: str | None, experiment: str) -> str | None:
+        """The run to continue, by MLflow's id or its journal's name; or this one, if its creation was not answered."""
         from mlflow.exceptions import MlflowException
 
         if resume:
@@ -220,12 +238,12 @@ class Sender:
                 if info.lifecycle_stage == "active":
                     return str(info.run_id)
             except MlflowException as error:
-                if error.error_code not in REFUSALS:
+                if error.error_code not in PERMANENT_ERRORS:
                     raise
-        found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{resume or self.spool.name}'")
+        found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{resume or self.folder.name}'")
         return str(found[0].info.run_id) if found else None
 
-    def _metrics(self, metrics: list[tuple[str, float, int, int]]) -> None:
+    def _send_metrics(self, metrics: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
         fresh = []
@@ -243,8 +261,8 @@ class Sender:
             for metric in fresh:
                 self._steps.setdefault(metric.key, set()).add(metric.step)
 
-    def _params(self, params: dict[str, str]) -> None:
-        """A parameter that a resumed training has changed stays as it was; the tag ``changed.<name>`` tells both."""
+    def _send_params(self, params: dict[str, str]) -> None:
+        """Send new parameters; of a changed one the run keeps the first value, and ``changed.<name>`` holds both."""
         from mlflow.entities import Param
 
         old = {} if self._steps is None else self.client.get_run(self.run_id).data.params
@@ -255,18 +273,18 @@ class Sender:
         for start in range(0, len(new), PARAMS):
             self.client.log_batch(self.run_id, params=new[start : start + PARAMS])
 
-    def _model(self, line: dict[str, Any]) -> None:
-        """The model into the run, and a version of it into the registry."""
+    def _send_model(self, line: dict[str, Any]) -> None:
+        """Add the model to the run, and a version of it to the registry."""
         from mlflow.exceptions import MlflowException
 
-        place = self.spool / line["file"]
-        if place.exists():
+        path = self.folder / line["file"]
+        if path.exists():
             self.uploading = True
             try:
-                self.client.log_artifacts(self.run_id, str(place), "model")
+                self.client.log_artifacts(self.run_id, str(path), "model")
             finally:
                 self.uploading = False
-            shutil.rmtree(place.parent)
+            shutil.rmtree(path.parent)
         name = line["name"]
         try:
             self.client.create_registered_model(name)
@@ -279,9 +297,20 @@ class Sender:
             self.client.create_model_version(name, source, self.run_id, line["tags"])
 
 
-def _artifacts(uri: str | None) -> str | None:
-    """Beside an SQLite file lies its ``mlruns``, as MONAI's handler and `mlflow ui` have it; None: MLflow knows."""
-    prefix = "sqlite:///"
-    if uri is None or not uri.startswith(prefix):
-        return None
-    return (Path(uri[len(prefix) :]).absolute().parent / "mlruns").as_uri()
+def _create_store(file: Path) -> None:
+    """Create an SQLite file with MLflow's tables, under another name first.
+
+    The tables take MLflow over a thousand statements, and if it is killed half-way, it cannot open the file again.
+    """
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent, ignore_cleanup_errors=True) as folder:
+        created = Path(folder) / file.name
+        MlflowClient(f"{SQLITE}{created}").search_experiments(max_results=1)
+        try:
+            file.hardlink_to(created)  # unlike a move, this leaves a file alone to which a faster run may have logged
+        except FileExistsError:
+            pass
+        except OSError:  # a drive without hard links
+            created.replace(file)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import time
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy import Engine, event
 
-from monai_unet.tracking import journal as spool_module
+from monai_unet.errors import InputError
+from monai_unet.files import FolderLock
+from monai_unet.tracking import journal as journal_module
 from monai_unet.tracking import sending
 from monai_unet.tracking.__main__ import main
-from monai_unet.tracking.journal import Spool
-from monai_unet.tracking.sending import Sender, public, send
+from monai_unet.tracking.journal import Journal
+from monai_unet.tracking.redaction import redact_uri
+from monai_unet.tracking.sending import Sender, send
 
 pytestmark = [
-    # MLflow and SQLAlchemy on their own ways
+    # of MLflow and SQLAlchemy
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
-OPENED: list[Spool] = []
+OPENED: list[Journal] = []
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
@@ -39,10 +46,10 @@ def client(store) -> MlflowClient:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(spool_module, "INTERVAL", 0.05)
+    monkeypatch.setattr(journal_module, "INTERVAL", 0.05)
     yield
-    for spool in OPENED:  # a killed process closes its files
-        spool._journal.close()
+    for journal in OPENED:
+        kill(journal)
     OPENED.clear()
 
 
@@ -51,16 +58,22 @@ def experiment(request) -> str:
     return request.node.name
 
 
-def begin(folder: Path, uri: str, experiment: str, resume: str | None = None) -> Spool:
-    spool = Spool(folder, uri)
-    OPENED.append(spool)
-    spool.note("run", experiment=experiment, name="a run", tags={}, time=1, uri=public(uri), resume=resume)
-    return spool
+def begin(folder: Path, uri: str, experiment: str, resume: str | None = None) -> Journal:
+    journal = Journal(folder, uri)
+    OPENED.append(journal)
+    journal.append("run", experiment=experiment, name="a run", tags={}, time=1, uri=redact_uri(uri), resume=resume)
+    return journal
 
 
-def fill(spool: Spool, steps: range, value: float = 0.5) -> None:
+def log(journal: Journal, steps: Iterable[int], value: float = 1.0) -> None:
     for step in steps:
-        spool.log_batch("", [Metric("Loss", value / step, int(time.time() * 1e6), step)], [], [])
+        journal.log_metrics({"Loss": value / step}, step)
+
+
+def kill(journal: Journal) -> None:
+    """As its process dies: the files are closed and the lock falls."""
+    journal._file.close()
+    journal._lock.release()
 
 
 def runs(client: MlflowClient, experiment: str) -> list:
@@ -71,35 +84,33 @@ def losses(client: MlflowClient, run) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "Loss")]
 
 
-def test_what_is_logged_arrives_and_the_spool_is_gone(tmp_path, uri, client, experiment):
-    spool = begin(tmp_path / "key", uri, experiment)
-    assert spool.run_id == "key", "a name by which the run will be found"
-    spool.start()
-    spool.log_batch("", [], [Param("seed", "1")], [])
-    fill(spool, range(1, 4))
-    (tmp_path / "note.txt").write_text("first")
-    spool.log_artifact("", str(tmp_path / "note.txt"), "texts", "public.txt")
-    (tmp_path / "note.txt").write_text("second")
-    spool.set_terminated("", "FINISHED")
+def test_everything_logged_arrives_and_the_journal_is_removed(tmp_path, uri, client, experiment):
+    journal = begin(tmp_path / "key", uri, experiment)
+    assert journal.run_id == "key", "a name that finds the run"
+    journal.start()
+    journal.append("params", params=[["seed", "1"]])
+    log(journal, range(1, 4))
+    journal.log_file("public.txt", "text", "texts")
+    journal.close("FINISHED")
     (run,) = runs(client, experiment)
     assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "a run", {"seed": "1"})
-    assert spool.run_id == run.info.run_id
-    assert losses(client, run) == [(1, 0.5), (2, 0.25), (3, 0.5 / 3)]
-    assert Path(client.download_artifacts(run.info.run_id, "texts/public.txt")).read_text() == "first"
+    assert journal.run_id == run.info.run_id
+    assert losses(client, run) == [(1, 1), (2, 0.5), (3, 1 / 3)]
+    assert Path(client.download_artifacts(run.info.run_id, "texts/public.txt")).read_text() == "text"
     assert not (tmp_path / "key").exists()
 
 
-def test_a_server_that_is_away_holds_up_nothing_and_misses_nothing(tmp_path, uri, client, experiment, caplog, capsys):
-    spool = begin(tmp_path / "out" / "key", NOBODY, experiment)
-    spool.start()
+def test_an_unreachable_server_delays_nothing_and_misses_nothing(tmp_path, uri, client, experiment, caplog, capsys):
+    journal = begin(tmp_path / "out" / "key", NOBODY, experiment)
+    journal.start()
     start = time.perf_counter()
-    fill(spool, range(1, 1501))
+    log(journal, range(1, 1501))
     assert (time.perf_counter() - start) / 1500 < 0.002, "seconds per step"
     time.sleep(0.3)
     start = time.perf_counter()
-    spool.set_terminated("", "FINISHED")
-    assert time.perf_counter() - start < spool_module.PATIENCE + 1
-    assert caplog.text.count("MLflow cannot be reached; the run is kept in") == 1, "said once, not at each attempt"
+    journal.close("FINISHED")
+    assert time.perf_counter() - start < journal_module.REMOTE_TIMEOUT + 1
+    assert caplog.text.count("MLflow cannot be reached; the run is kept in") == 1, "not at each attempt"
     assert f"python -m monai_unet.tracking send {tmp_path / 'out'}" in caplog.text
 
     assert main(["send", str(tmp_path / "out")]) == 1
@@ -109,7 +120,7 @@ def test_a_server_that_is_away_holds_up_nothing_and_misses_nothing(tmp_path, uri
     assert capsys.readouterr().out.splitlines() == ["1 sent", "0 sent"]
     (run,) = runs(client, experiment)
     assert run.info.status == "FINISHED"
-    assert losses(client, run) == [(step, 0.5 / step) for step in range(1, 1501)]
+    assert losses(client, run) == [(step, 1 / step) for step in range(1, 1501)]
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -137,12 +148,12 @@ def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, uri, client,
     trials = [(fails, after) for fails in range(1, 30) for after in (False, True)]
     for fails, after in trials:
         folder = tmp_path / f"{fails}{after}"
-        spool = begin(folder, uri, experiment)
-        fill(spool, range(1, 4))
-        spool.log_text("", "whole", "text.txt")
-        spool.log_batch("", [], [Param("seed", "1")], [])
-        fill(spool, range(4, 6))
-        spool.note("end", status="FINISHED", time=2)
+        journal = begin(folder, uri, experiment)
+        log(journal, range(1, 4))
+        journal.log_file("text.txt", "whole")
+        journal.append("params", params=[["seed", "1"]])
+        log(journal, range(4, 6))
+        journal.append("end", status="FINISHED", time=2)
         sender = Sender(folder, uri)
         unreliable = sender.client = Unreliable(client, fails, after)
         try:
@@ -159,52 +170,56 @@ def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, uri, client,
     assert len(found) == len([t for t in trials if t < (fails, after)]) + 1, "one run for each trial"
     for run in found:
         assert run.info.status == "FINISHED"
-        assert losses(client, run) == [(step, 0.5 / step) for step in range(1, 6)]
+        assert losses(client, run) == [(step, 1 / step) for step in range(1, 6)]
         assert client.download_artifacts(run.info.run_id, "text.txt")
 
 
 def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, uri, client, experiment):
     first = begin(tmp_path / "first", uri, experiment)
-    fill(first, range(1, 6))
-    first.log_batch("", [], [Param("lr", "0.1"), Param("seed", "1")], [])
-    Sender(tmp_path / "first", uri).send()  # and then the process is killed
+    log(first, range(1, 6))
+    first.append("params", params=[["lr", "0.1"], ["seed", "1"]])
+    Sender(tmp_path / "first", uri).send()
+    kill(first)
     (run,) = runs(client, experiment)
     assert run.info.status == "RUNNING"
 
     again = begin(tmp_path / "elsewhere", uri, experiment, resume=run.info.run_id)
-    again.log_batch("", [], [Param("lr", "0.2"), Param("seed", "1"), Param("new", "2")], [])
-    fill(again, range(4, 9), value=7)
+    again.append("params", params=[["lr", "0.2"], ["seed", "1"], ["new", "2"]])
+    log(again, range(4, 9), value=7)
     again.start()
-    again.set_terminated("", "FINISHED")
+    again.close("FINISHED")
     (run,) = runs(client, experiment)
     assert run.info.status == "FINISHED"
     assert [step for step, _ in losses(client, run)] == list(range(1, 9))
-    assert losses(client, run)[3:6] == [(4, 0.5 / 4), (5, 0.5 / 5), (6, 7 / 6)]
+    assert losses(client, run)[3:6] == [(4, 1 / 4), (5, 1 / 5), (6, 7 / 6)]
     assert run.data.params == {"lr": "0.1", "seed": "1", "new": "2"}
     assert run.data.tags["changed.lr"] == "0.1 → 0.2"
     assert not [tag for tag in run.data.tags if tag.startswith("changed.") and tag != "changed.lr"]
 
 
 def test_a_run_that_never_reached_a_server_is_continued_as_well(tmp_path, uri, client, experiment):
-    """By the spool itself where it lies, and by its name as a tag where it was sent in the meantime."""
-    begin(tmp_path / "key", NOBODY, experiment).log_batch(
-        "", [Metric("Loss", 1, 1, 1), Metric("Loss", 2, 2, 2)], [], []
-    )
+    """By its journal if that is still there, and by the journal's name as a tag if it was sent in the meantime."""
+    first = begin(tmp_path / "key", NOBODY, experiment)
+    log(first, (1, 2))
+    kill(first)
     with (tmp_path / "key" / "journal.jsonl").open("a") as journal:
-        journal.write('{"do": "metrics", "metr')  # the process was killed while it wrote
+        journal.write('{"event": "metrics", "metr')  # the process was killed while it wrote
     again = begin(tmp_path / "key", uri, experiment, resume="key")
-    again.log_batch("", [Metric("Loss", 2, 20, 2), Metric("Loss", 3, 3, 3)], [], [])
+    log(again, (2, 3), value=7)
+    kill(again)
     assert send(tmp_path, uri) == ([tmp_path / "key"], [])
     third = begin(tmp_path / "new", uri, experiment, resume="key")
-    third.log_batch("", [Metric("Loss", 3, 30, 3), Metric("Loss", 4, 4, 4)], [], [])
+    log(third, (3, 4), value=8)
+    kill(third)
     send(tmp_path, uri)
     (run,) = runs(client, experiment)
-    assert losses(client, run) == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert losses(client, run) == [(1, 1), (2, 1 / 2), (3, 7 / 3), (4, 8 / 4)]
 
 
-def test_an_ended_run_that_goes_on_is_running(tmp_path, uri, client, experiment):
+def test_an_ended_run_that_is_resumed_is_running(tmp_path, uri, client, experiment):
     first = begin(tmp_path / "first", uri, experiment)
-    first.note("end", status="KILLED", time=2)
+    first.append("end", status="KILLED", time=2)
+    kill(first)
     send(tmp_path, uri)
     (run,) = runs(client, experiment)
     assert run.info.status == "KILLED"
@@ -214,83 +229,143 @@ def test_an_ended_run_that_goes_on_is_running(tmp_path, uri, client, experiment)
     assert run.info.status == "RUNNING"
 
 
-def test_what_the_server_refuses_holds_up_nothing(tmp_path, uri, client, experiment, caplog):
-    spool = begin(tmp_path / "key", uri, experiment)
-    metrics = [Metric("Loss", 1, 1, 1), Metric("no%name", 2, 2, 2), Metric("Loss", 3, 3, 3)]
-    spool.log_batch("", metrics, [], [])
-    spool.start()
-    spool.set_terminated("", "FINISHED")
+def test_a_line_that_the_server_refuses_holds_up_nothing(tmp_path, uri, client, experiment, caplog):
+    journal = begin(tmp_path / "key", uri, experiment)
+    log(journal, [1])
+    journal.log_metrics({"no%name": 2}, 2)
+    log(journal, [3])
+    journal.start()
+    journal.close("FINISHED")
     (run,) = runs(client, experiment)
     assert run.info.status == "FINISHED"
-    assert losses(client, run) == [(1, 1), (3, 3)]
+    assert losses(client, run) == [(1, 1), (3, 1 / 3)]
     (refused,) = [json.loads(line) for line in (tmp_path / "key.refused.jsonl").read_text().splitlines()]
-    assert refused["metrics"] == [["no%name", 2, 2, 2]]
+    assert [(name, value, step) for name, value, _, step in refused["metrics"]] == [("no%name", 2, 2)]
     assert "no%name" in refused["because"]
-    assert "MLflow refuses what it was sent; it is kept in" in caplog.text
+    assert "MLflow refuses a line of the journal; it is kept in" in caplog.text
 
 
-def test_a_spool_that_is_being_sent_is_left_alone(tmp_path, uri, client, experiment, capsys):
+def test_a_journal_is_locked_from_its_first_line(tmp_path, uri, client, experiment, capsys):
+    """Before its thread has begun to send: another training run in the folder would send and remove it."""
     live = begin(tmp_path / "live", uri, experiment)
-    live.start()
-    while not live._sender.run_id:
-        time.sleep(0.01)
+    log(live, [1])
     assert main(["send", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == "0 sent, 1 left to the training that writes them"
-    live.set_terminated("", "FINISHED")
+    assert capsys.readouterr().out.strip() == "0 sent, 1 left to the processes that are writing them"
+    with pytest.raises(BlockingIOError, match="live is being sent by another process"):
+        Journal(tmp_path / "live", uri)
+    live.start()
+    live.close("FINISHED")
+    (run,) = runs(client, experiment)
+    assert losses(client, run) == [(1, 1)]
     assert not live.folder.exists()
 
 
-def test_a_spool_whose_training_ends_just_then_is_no_error(tmp_path, uri, experiment, monkeypatch):
-    begin(tmp_path / "key", uri, experiment)
+def test_the_lock_of_another_process_falls_with_it(tmp_path, uri, experiment):
+    received, sent = os.pipe()
+    child = os.fork()
+    if child == 0:
+        begin(tmp_path / "key", uri, experiment)
+        os.write(sent, b"1")
+        signal.pause()
+    assert os.read(received, 1)
+    assert send(tmp_path, uri) == ([], [tmp_path / "key"])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert send(tmp_path, uri) == ([tmp_path / "key"], [])
 
-    @contextmanager
-    def after_its_end(*args, **kwargs):
+
+def test_a_training_that_ends_just_before_its_journal_is_sent_is_no_error(tmp_path, uri, experiment, monkeypatch):
+    kill(begin(tmp_path / "key", uri, experiment))
+
+    def acquire(lock) -> bool:
         (tmp_path / "key" / "journal.jsonl").unlink()
-        yield
+        return True
 
-    monkeypatch.setattr(sending, "FileLock", after_its_end)
+    monkeypatch.setattr(FolderLock, "acquire", acquire)
+    monkeypatch.setattr(FolderLock, "release", lambda lock: None)
     assert send(tmp_path) == ([tmp_path / "key"], [])
     assert not (tmp_path / "key").exists()
 
 
-def test_the_next_training_sends_what_the_last_one_could_not(tmp_path, uri, client, experiment):
+def test_the_next_training_sends_the_rest_of_the_last_one(tmp_path, uri, client, experiment):
     last = begin(tmp_path / "last", uri, experiment)
-    fill(last, range(1, 3))
+    log(last, range(1, 3))
+    kill(last)
     new = begin(tmp_path / "new", uri, experiment)
     new.start()
-    new.set_terminated("", "FINISHED")
+    new.close("FINISHED")
     assert not list(tmp_path.iterdir())
     found = {run.info.status: run for run in runs(client, experiment)}
-    assert set(found) == {"RUNNING", "FINISHED"}, "the one that was killed has no end"
-    assert losses(client, found["RUNNING"]) == [(1, 0.5), (2, 0.25)]
+    assert set(found) == {"RUNNING", "FINISHED"}, "the killed one has no end"
+    assert losses(client, found["RUNNING"]) == [(1, 1), (2, 1 / 2)]
 
 
 def test_a_full_disk_ends_no_training(tmp_path, caplog):
-    spool = Spool(tmp_path / "key", NOBODY)
-    spool._journal.close()
+    journal = begin(tmp_path / "key", NOBODY, "experiment")
+    journal._file.close()
     with Path("/dev/full").open("ab", buffering=0) as full:
-        spool._journal = full
-        spool.note("tag", key="a", value="lost")
+        journal._file = full
+        journal.append("tag", key="a", value="lost")
     assert "a line is lost, there is no room for it in /dev/full" in caplog.text
-    with (spool.folder / "journal.jsonl").open("ab", buffering=0) as spool._journal:
-        spool._journal.write(b'{"do": "tag", "key": "a", "val')  # as far as there was room
-        spool.note("tag", key="b", value="kept")
-    spool.log_artifact("", str(tmp_path / "none.png"))
-    assert "a file is lost: [Errno 2]" in caplog.text
-    lines = [line for line, _ in Sender(spool.folder)._lines()]
-    assert [line for line in lines if line["do"] != "nothing"] == [{"do": "tag", "key": "b", "value": "kept"}]
+    with (journal.folder / "journal.jsonl").open("ab", buffering=0) as journal._file:
+        journal._file.write(b'{"event": "tag", "key": "a", "val')  # as far as there was room
+        journal.append("tag", key="b", value="kept")
+    journal.log_file("no/such/folder.png", b"")
+    assert "no/such/folder.png is lost: [Errno 2]" in caplog.text
+    lines = [line for line, _ in Sender(journal.folder)._lines()]
+    assert [line for line in lines if line["event"] == "tag"] == [{"event": "tag", "key": "b", "value": "kept"}]
 
 
 def test_a_password_is_not_written_down(tmp_path, monkeypatch):
-    assert public("postgresql://ada:secret@host/db") is None
-    assert public("https://host:5000") == "https://host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
-    uri = "postgresql://ada:secret@127.0.0.1:9/db"
-    begin(tmp_path / "key", uri, "experiment")
+    begin(tmp_path / "key", "postgresql://ada:secret@127.0.0.1:9/db", "experiment")
     assert "secret" not in (tmp_path / "key" / "journal.jsonl").read_text()
-    assert Sender(tmp_path / "key").client.tracking_uri == NOBODY, "then the environment tells the store"
+    assert Sender(tmp_path / "key").client.tracking_uri == NOBODY, "the environment variable applies"
 
 
 def test_no_such_folder(tmp_path, capsys):
     assert main(["send", str(tmp_path / "none")]) == 1
     assert f"error: {tmp_path / 'none'}: there is no such folder" in capsys.readouterr().err
+
+
+# --- the default store, an SQLite file ---
+
+
+def die_creating(uri: str) -> None:
+    """SIGKILL in a forked child after 40 of the statements that create MLflow's tables."""
+    child = os.fork()
+    if child == 0:
+        statements = iter(range(1, 40))
+        die = partial(os.kill, os.getpid(), signal.SIGKILL)
+        event.listen(Engine, "after_cursor_execute", lambda *_: next(statements, None) or die())
+        try:
+            Sender(Path("none"), uri).client.search_experiments()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def test_a_process_killed_while_mlflow_creates_its_file_leaves_none(tmp_path):
+    file = tmp_path / "mlflow.db"
+    die_creating(f"sqlite:///{file}")
+    assert not file.exists()
+    assert Sender(Path("none"), f"sqlite:///{file}").client.search_experiments()
+
+
+def test_a_store_that_appears_meanwhile_is_kept(tmp_path, empty_store, monkeypatch):
+    """Two training runs that begin at once both create the file; the faster one may have logged already."""
+    file = tmp_path / "mlflow.db"
+    link = Path.hardlink_to
+    monkeypatch.setattr(Path, "hardlink_to", lambda new, old: (shutil.copy(empty_store, file), link(new, old)))
+    assert Sender(Path("none"), f"sqlite:///{file}").client.search_experiments()
+    assert file.read_bytes() == empty_store.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_half_made_store_is_recognised(tmp_path, monkeypatch):
+    file = tmp_path / "mlflow.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(sending, "_create_store", lambda file: None)  # MLflow creates it in place
+        die_creating(f"sqlite:///{file}")
+    with pytest.raises(InputError, match=r"mlflow.db: MLflow was killed while it created this file, .* Move it away"):
+        Sender(Path("none"), f"sqlite:///{file}").client.search_experiments()

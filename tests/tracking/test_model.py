@@ -1,4 +1,4 @@
-"""The best network as an MLflow model: what it answers is what inference.yaml writes."""
+"""The best network as an MLflow model: it answers what inference.yaml writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from monai_unet.networks import ValidUNet
 from monai_unet.tracking.model import Segmentation, save_model
 
 pytestmark = [
-    # torch, MONAI and MLflow on their own ways
+    # of torch, MONAI and MLflow
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -64,7 +64,7 @@ def inference(image: Path, weights: Path, out: Path) -> tuple[np.ndarray, np.nda
     return tuple(tifffile.imread(out / f"{image.stem}_{kind}.tif") for kind in ("label", "probability"))
 
 
-def test_it_says_what_inference_yaml_says(model, tmp_path):
+def test_it_answers_what_inference_yaml_writes(model, tmp_path):
     image = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 91)).astype(np.uint8)).save(image)
     label, probability = inference(image, model / "model.pt", tmp_path / "out")
@@ -102,7 +102,7 @@ def test_every_shape_of_the_same_image_gives_the_same(model):
             r"shape is \(3, 9, 9\); the network takes 2 spatial axes, with 1 channel before",
         ),
         (np.zeros(9), None, r"the shape is \(9,\); the network takes 2 spatial axes"),
-        (np.full((9, 9), np.nan), None, "the image holds NaN or Inf; give finite numbers"),
+        (np.full((9, 9), np.nan), None, "the image contains NaN or Inf; pass finite values"),
         (np.zeros((9, 9)), {"output": "mask"}, 'output is \'mask\'; it must be "labels" or "probabilities"'),
     ],
 )

@@ -1,8 +1,7 @@
-"""One training, one run: how it ends, what it holds, and that it names nobody."""
+"""One run for each training: how it ends, and what it holds."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,14 +24,15 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import StatsHandler, ValidationHandler
 
-from monai_unet.data import InputError
+from monai_unet.errors import InputError
+from monai_unet.files import FolderLock
 from monai_unet.tracking import Tracking
-from monai_unet.tracking import journal as spool_module
-from monai_unet.tracking.redaction import file_names, public_config, public_parameter, public_text
+from monai_unet.tracking import journal as journal_module
 from monai_unet.tracking.run import LONGEST_PARAMETER
+from monai_unet.tracking.sending import send
 
 pytestmark = [
-    # torch, MONAI and MLflow on their own ways
+    # of torch, MONAI and MLflow
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -49,7 +49,7 @@ def client(store) -> MlflowClient:
 @pytest.fixture(autouse=True)
 def uri(store, monkeypatch, tmp_path) -> str:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr(spool_module, "INTERVAL", 0.1)
+    monkeypatch.setattr(journal_module, "INTERVAL", 0.1)
     monkeypatch.chdir(tmp_path)
     return store
 
@@ -144,7 +144,7 @@ def test_each_training_is_a_run_of_its_own(client, experiment):
     assert not list(Path("spool").iterdir())
 
 
-def test_the_code_and_the_environment_are_told(client, experiment, monkeypatch):
+def test_the_code_and_the_environment_are_logged(client, experiment):
     train(experiment)
     (run,) = runs(client, experiment)
     if run.data.params.get("commit"):
@@ -209,7 +209,7 @@ def test_a_killed_training_stays_running_and_the_next_does_not_join_it(client, e
 
     def die(engine: Engine) -> None:
         if engine.state.iteration == 3:
-            while not engine.tracking.client._sender.offset:
+            while not engine.tracking.journal._sender.offset:
                 time.sleep(0.01)  # until the run exists
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -229,25 +229,41 @@ def test_a_killed_training_stays_running_and_the_next_does_not_join_it(client, e
     assert steps(client, found[again.run_id]) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_training_without_server_goes_on_and_resumes_its_spool(client, experiment, monkeypatch, store, caplog):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+@pytest.fixture
+def unsent(experiment, monkeypatch, store) -> Path:
+    """The journal of a training that was interrupted at step 3 and never reached its server."""
 
     def stop(engine: Engine) -> None:
         if engine.state.iteration == 3:
             raise KeyboardInterrupt
 
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        train(experiment, on_step=stop)
-    assert time.monotonic() - start < 10
-    (spool,) = Path("spool").iterdir()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    again = train(experiment, steps=5, resume=spool.name)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment, on_step=stop)
+        assert time.monotonic() - start < 10
+    (journal,) = Path("spool").iterdir()
+    return journal
+
+
+def test_a_training_without_server_goes_on_and_resumes_its_journal(client, experiment, unsent):
+    again = train(experiment, steps=5, resume=unsent.name)
     (run,) = runs(client, experiment)
     assert run.info.run_id == again.run_id
     assert run.info.status == "FINISHED"
     assert steps(client, run) == [1, 2, 3, 4, 5]
     assert not list(Path("spool").iterdir())
+
+
+def test_a_training_resumes_while_its_journal_is_being_sent(client, experiment, unsent, store):
+    sending = FolderLock(unsent)
+    assert sending.acquire()
+    train(experiment, steps=5, resume=unsent.name)
+    sending.release()
+    assert send(Path("spool"), store) == ([unsent], [])
+    (run,) = runs(client, experiment)
+    assert steps(client, run) == [1, 2, 3, 4, 5]
 
 
 def test_other_ranks_log_nothing(client, experiment, monkeypatch):
@@ -256,11 +272,7 @@ def test_other_ranks_log_nothing(client, experiment, monkeypatch):
     assert tracking.run_id is None
     assert runs(client, experiment) == []
     assert not Path("spool").exists()
-    tracking.log_text("a.txt", "b")
-    tracking.log_file("none.png")
-    tracking.log_series("c", [1.0])
-    with tracking.model("name", {}) as place:
-        assert place is None
+    assert tracking.journal is None
 
 
 # --- the store ---
@@ -279,16 +291,33 @@ def test_every_kind_of_store_is_taken_and_none_is_asked_by_the_training(uri, mon
 @pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns"])
 def test_a_plain_folder_is_no_store(uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ValueError, match=f"MLFLOW_TRACKING_URI is {uri!r}; MLflow keeps no runs in plain folders"):
+    with pytest.raises(
+        ValueError, match=f"MLFLOW_TRACKING_URI is {uri!r}; MLflow no longer keeps runs in plain folders"
+    ):
         Tracking("experiment", {})
 
 
-def test_without_a_word_it_is_the_store_that_mlflow_ui_opens(monkeypatch, tmp_path):
+def test_the_default_store_is_the_one_that_mlflow_ui_opens(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert Tracking("experiment", {}).uri == f"sqlite:///{tmp_path}/mlflow.db"
 
 
+def test_without_mlflow_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ImportError, match=r'pip install "monai_unet\[tracking\]"'):
+        Tracking("experiment", {})
+
+
 # --- what it holds ---
+
+
+def test_metrics_of_numpy_and_torch_are_logged(client, experiment):
+    metrics = {"a": 1, "b": np.float32(0.5), "c": torch.tensor(0.25), "d": np.array(2.0), "e": torch.ones(3), "f": "x"}
+    engine = Engine(lambda engine, batch: engine.state.metrics.update(metrics))
+    Tracking(experiment, {}, "spool").attach(engine)
+    engine.run([0])
+    (run,) = runs(client, experiment)
+    assert run.data.metrics == {"a": 1, "b": 0.5, "c": 0.25, "d": 2}
 
 
 def test_no_parameter_is_cut(client, experiment):
@@ -301,7 +330,7 @@ def test_no_parameter_is_cut(client, experiment):
     assert run.data.params["p149"] == "149"
 
 
-def test_a_parameter_changed_on_resuming_is_told(client, experiment):
+def test_a_parameter_changed_on_resuming_keeps_both_values(client, experiment):
     first = train(experiment, parameters={"learning_rate": 0.1, "seed": 1})
     train(experiment, parameters={"learning_rate": 0.2, "seed": 1}, resume=first.run_id)
     (run,) = runs(client, experiment)
@@ -310,16 +339,20 @@ def test_a_parameter_changed_on_resuming_is_told(client, experiment):
 
 
 def test_the_config_is_the_one_that_ran(client, experiment):
+    """Values that YAML does not know are written as plain ones."""
     parser = ConfigParser(
         {
             "imports": ["$from pathlib import Path"],
-            "dataset_dir": f"/data/{PATIENT}/all",
-            "learning_rate": 0.5,
+            "dataset_dir": Path(f"/data/{PATIENT}/all"),
+            "learning_rate": np.float64(0.5),
+            "device": torch.device("cpu"),
+            "sizes": {"tile": np.arange(3), "weights": (1, torch.tensor([0.5]))},
+            "kinds": {torch.float32},
             "tracking": {
                 "_target_": "monai_unet.tracking.Tracking",
                 "experiment_name": experiment,
                 "folder": "spool",
-                "parameters": {"lr": "@learning_rate"},
+                "parameters": {"lr": "@learning_rate", "rates": ["@learning_rate"], "device": "@device"},
             },
         }
     )
@@ -329,64 +362,10 @@ def test_the_config_is_the_one_that_ran(client, experiment):
     engine.run([0])
     (run,) = runs(client, experiment)
     config = yaml.safe_load(artifact(client, run, "config.yaml"))
-    assert config["learning_rate"] == 0.5
-    assert config["dataset_dir"] == "<dataset_dir>"
-    assert config["tracking"]["parameters"] == {"lr": "@learning_rate"}
-    assert run.data.params["lr"] == "0.5"
-
-
-# --- what it must not hold ---
-
-
-def test_public_config(tmp_path):
-    existing = tmp_path / PATIENT / "list.json"
-    existing.parent.mkdir()
-    existing.touch()
-    config = {
-        "bundle_root": ".",
-        "dataset_dir": f"data/{PATIENT}",
-        "input": PATIENT,
-        "output_dir": "$@bundle_root + '/models'",
-        "ckpt_path": Path(f"/home/{PATIENT}/model.pt"),
-        "datalist": f"$datasets.datalist('{existing.parent}', 'training')",
-        "network_def": {"_target_": "monai_unet.networks.ValidUNet", "features": [64, 128]},
-        "handlers": [{"_target_": "a.b", "folder": "$@output_dir + '/pictures'"}, "@tracking"],
-        "loss": "mean",
-        "_meta_": {"data_source": "https://host/data.zip"},
-        "train": {"dataset": {"data": [{"image": f"/data/{PATIENT}/1.png", "label": "2.png"}] * 3}},
-        "extra": f"{PATIENT}.nii.gz",
-        "words": f"$print('/{300 * 'b'}')",
-        "mask": [f"C:\\{PATIENT}\\mask.png"],
-    }
-    public = public_config(config)
-    assert PATIENT not in json.dumps(public)
-    unchanged = ("words", "bundle_root", "output_dir", "network_def", "handlers", "loss", "_meta_")
-    assert {key: public[key] for key in unchanged} == {key: config[key] for key in unchanged}
-    assert public["datalist"] == "$datasets.datalist('<path>', 'training')"
-    assert public["train"]["dataset"]["data"] == "<3 items>"
-    assert (public["dataset_dir"], public["input"]) == ("<dataset_dir>", "<input>")
-
-
-def test_public_parameter(tmp_path):
-    file = tmp_path / f"{PATIENT}.pt"
-    file.write_bytes(b"weights")
-    assert public_parameter(str(file)) == "sha256:" + hashlib.sha256(b"weights").hexdigest()
-    assert public_parameter(f"/data/{PATIENT}/model.pt") == "<path>"
-    assert public_parameter("em_phantom sha256:0123") == "em_phantom sha256:0123"
-    assert public_parameter([64, 128]) == "[64, 128]"
-    assert public_parameter([f"/data/{PATIENT}/1.png", f"{PATIENT}.nii.gz"]) == "['<path>', '<file>']"
-    assert public_parameter("/" + 300 * "b") == "<path>", "longer than a file's name may be"
-    assert public_parameter("balanced") == "balanced"
-
-
-def test_public_text():
-    names = file_names([{"image": f"/data/{PATIENT} Max.nii.gz", "label": [f"/a/{PATIENT}_2.png"], "fold": 0}])
-    assert names == {f"{PATIENT} Max.nii.gz", f"{PATIENT} Max", f"{PATIENT}_2.png", f"{PATIENT}_2"}
-    assert file_names(None) == set()
-    text = f"item '{PATIENT} Max' in ../{PATIENT}/{PATIENT}_2.png: step 3 of (4, 5) is NaN"
-    assert public_text(text, names) == "item '<name>' in <path>: step 3 of (4, 5) is NaN"
-    text = f"'a' in /x/y: no such file: '/data/Max {PATIENT} Max/im age.png', it isn't and/or can't be"
-    assert public_text(text) == "'a' in <path>: no such file: '<path>', it isn't <path> can't be"
+    assert (config["learning_rate"], config["device"], config["dataset_dir"]) == (0.5, "cpu", "<dataset_dir>")
+    assert (config["sizes"], config["kinds"]) == ({"tile": [0, 1, 2], "weights": [1, [0.5]]}, ["torch.float32"])
+    assert config["tracking"]["parameters"]["lr"] == "@learning_rate"
+    assert [run.data.params[name] for name in ("lr", "rates", "device")] == ["0.5", "[0.5]", "cpu"]
 
 
 # --- real servers ---
@@ -399,7 +378,7 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on loopback, to be killed and started again."""
+    """`mlflow server` on loopback, to kill and restart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port, self.process = folder, free_port(), None
@@ -474,7 +453,7 @@ def server(request, tmp_path):
 def test_a_server_that_comes_and_goes_has_it_all_in_the_end(server, experiment, monkeypatch, tmp_path):
     """Down at the start; up from step 20; killed at 40, with a step in between; up again from 60."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(spool_module, "INTERVAL", 0.5)
+    monkeypatch.setattr(journal_module, "INTERVAL", 0.5)
     durations, ended = [], [time.monotonic()]
 
     def live(engine: Engine) -> None:
@@ -484,10 +463,9 @@ def test_a_server_that_comes_and_goes_has_it_all_in_the_end(server, experiment, 
             server.start()
         elif step == 40:
             server.kill()
-        (tmp_path / "picture.txt").write_text(f"step {step}")
-        engine.tracking.log_file(tmp_path / "picture.txt", "pictures", f"{step:04d}.txt")
+        engine.tracking.journal.log_file(f"{step:04d}.txt", f"step {step}", "pictures")
         deadline = time.monotonic() + 300
-        while step == 30 and not engine.tracking.client._sender.offset and time.monotonic() < deadline:
+        while step == 30 and not engine.tracking.journal._sender.offset and time.monotonic() < deadline:
             time.sleep(0.1)  # until the run exists
         time.sleep(2 if step in (30, 70) else 0.05)
         ended[0] = time.monotonic()

@@ -1,0 +1,88 @@
+"""Scores of an evaluation, per image and overall."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from monai_unet.tracking import Scores
+
+
+def evaluator(metrics: dict[str, Any], details: dict[str, torch.Tensor] | None = None) -> Engine:
+    """Leaves these metrics where MONAI's engines and ignite's leave theirs."""
+    engine = Engine(lambda engine, name: [{"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": name})}])
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def _(engine: Engine) -> None:
+        engine.state.metrics = metrics
+        if details is not None:
+            engine.state.metric_details = details
+
+    return engine
+
+
+def test_scores_that_are_not_finite_come_back_as_they_are(tmp_path):
+    details = {"hd95": torch.tensor([[float("inf")], [2.0]]), "dice": torch.tensor([[0.5], [float("nan")]])}
+    engine = evaluator({"hd95": float("inf"), "dice": 0.5}, details)
+    Scores(tmp_path, facts={"averaging": "all"}).attach(engine)
+    engine.run(["a/one.nii", "b/two.nii"])
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert (record["averaging"], record["overall"]) == ("all", {"hd95": float("inf"), "dice": 0.5})
+    assert record["images"][0] == {"image": "one.nii", "hd95": float("inf"), "dice": 0.5}
+    assert (record["images"][1]["hd95"], np.isnan(record["images"][1]["dice"])) == (2.0, True)
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [(row["hd95"], row["dice"]) for row in rows] == [("inf", "0.5"), ("2.0", "nan"), ("inf", "0.5")]
+
+
+def test_a_class_without_value_is_left_out_of_its_image(tmp_path):
+    engine = evaluator({"dice": 0.6}, {"dice": torch.tensor([[0.5, 0.7], [float("nan"), 0.5]])})
+    Scores(tmp_path).attach(engine)
+    engine.run(["one.nii", "two.nii"])
+    images = json.loads((tmp_path / "scores.json").read_text())["images"]
+    assert [row["dice"] for row in images] == pytest.approx([0.6, 0.5])
+
+
+def test_metrics_of_ignite_have_an_overall_value_only(tmp_path, capsys):
+    """They leave no details; one that is not a single number is left out."""
+    engine = evaluator({"dice": np.float32(0.5), "rand_error": torch.tensor(0.25), "per_class": torch.ones(3)})
+    Scores(tmp_path).attach(engine)
+    engine.run(["a/one.nii"])
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["overall"] == {"dice": 0.5, "rand_error": 0.25}
+    assert record["images"] == [{"image": "one.nii"}]
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [row["dice"] for row in rows] == ["", "0.5"]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["one.nii"],
+        ["overall", "0.500000", "0.250000"],
+    ]
+
+
+def test_the_run_gets_numbers_in_place_of_names(tmp_path):
+    run = Run()
+    engine = evaluator({"dice": 0.6}, {"dice": torch.tensor([[0.7], [0.5]])})
+    Scores(tmp_path, run, {"data": "of Doe"}).attach(engine)
+    engine.run(["Doe.nii", "Smith.nii"])
+    assert run.metrics == [("dice_per_image", pytest.approx(0.7), 0), ("dice_per_image", 0.5, 1)]
+    assert [row["image"] for row in json.loads(run.files["scores.json"])["images"]] == [1, 2]
+    assert "Doe" not in "".join(run.files.values())
+
+
+class Run:
+    """What `Scores` asks of a `Tracking`."""
+
+    def __init__(self) -> None:
+        self.journal, self.files, self.metrics = self, {}, []
+
+    def log_file(self, name: str, content: str) -> None:
+        self.files[name] = content
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics += [(name, value, step) for name, value in metrics.items()]
