@@ -10,15 +10,14 @@ from monai_unet.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 for success, 1 for input that must not go on, with its reason on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m monai_unet.datasets", description=prepare.__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    """Run the command line; return 0 for success, and 1 for bad input, whose reason goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m monai_unet.datasets", description="Data sets as MONAI datalists.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the known datasets")
-    one = commands.add_parser("prepare", help="find or download, verify, write dataset.json")
+    commands.add_parser("list", help="the known data sets")
+    one = commands.add_parser("prepare", help="find or download an archive, verify it, write dataset.json")
     one.add_argument("name", choices=list(cards()))
-    one.add_argument("--root", help="where archives lie (default: $MONAI_UNET_DATA, else ~/.cache/monai_unet)")
-    one.add_argument("--output", help="where dataset.json goes (default: beside the archive)")
+    one.add_argument("--root", help="folder of the archives (default: $MONAI_UNET_DATA, else ~/.cache/monai_unet)")
+    one.add_argument("--output", help="folder of dataset.json (default: next to the archive)")
     options = parser.parse_args(arguments)
     if options.command == "list":
         for name, card in cards().items():

@@ -1,6 +1,6 @@
-"""One function per layout of an archive: `(card, archive, store)` → the lists of dataset.json.
+"""One function per layout of an archive: `(card, folder of the archive, store)` → the lists of dataset.json.
 
-Each returns `{place: {list name: [item, ...]}}`; place "." is the dataset's own folder, another a fold of it.
+Each returns `{folder: {list name: [item, ...]}}`; "." is the folder of the data set, others are its folds.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from monai_unet.errors import InputError
 __all__ = ["LAYOUTS"]
 
 Datalists = dict[str, dict[str, list[Any]]]
-Layout = Callable[[dict[str, Any], Path | None, Store], Datalists]
+Layout = Callable[[dict[str, Any], Path, Store], Datalists]
 
 
 def _read(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise InputError(path, "the archive lacks this file", "Delete the archive's folder and run again")
+        raise InputError(path, "this file is missing from the archive", "Delete the archive's folder and run again")
     try:
         return load(path)
-    except ImportError:
+    except (ImportError, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever a damaged stream leads them to
+    except Exception as error:  # decoders of damaged files raise exceptions of many kinds
         raise InputError(path, f"damaged file ({error})", "Delete the archive's folder and run again") from error
 
 
 def _verify(path: Path, expected: str | None, *arrays: np.ndarray) -> None:
-    """Compare with the card's checksum, which may be the first digits of one; None: the card knows none."""
+    """Compare with the checksum of the card, which may be its first digits, or None where it is unknown."""
     found = sha256(*arrays)
     if expected is not None and not found.startswith(expected):
         problem = f"wrong checksum of the pixels: expected {expected}, got {found}"
@@ -46,9 +46,9 @@ def _verify(path: Path, expected: str | None, *arrays: np.ndarray) -> None:
 
 
 def _slices(card: dict[str, Any], volumes: dict[str, np.ndarray], store: Store) -> Datalists:
-    """Pages as PNG files, because Pillow, and so MONAI's and MONAI Label's readers, sees page 1 of a stack only."""
+    """Write pages as PNG files: Pillow, used by MONAI and MONAI Label, reads only the first page of a stack."""
     for volume in volumes.values():
-        store.count(volume)
+        store.add_to_checksum(volume)
     names = {
         key: [store.image(f"slices/{key}-{index:02d}.png", page) for index, page in enumerate(volume)]
         for key, volume in volumes.items()
@@ -61,14 +61,13 @@ def _slices(card: dict[str, Any], volumes: dict[str, np.ndarray], store: Store) 
     return {".": lists}
 
 
-def stack(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
+def stack(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
     """Multi-page TIFF volumes with their labels, 0 and 255, as in the ISBI 2012 challenge."""
-    assert archive is not None
     volumes = {}
     for stem, rule in card["volumes"].items():
         path = archive / f"{stem}.tif"
         if rule.get("optional") and not path.is_file():
-            print(f"{path.name} is not in the archive: its list has no labels")
+            print(f"{path.name} is not in the archive: there are no labels for its list")
             continue
         volume = _read(path)
         _verify(path, rule.get("sha256"), volume)
@@ -82,18 +81,18 @@ def stack(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists
     return _slices(card, volumes, store)
 
 
-def em_stack(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
-    """Synthetic sections in the shape of `stack`."""
+def em_stack(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Synthetic sections with the layout of `stack`."""
     images, labels = em_phantom(card["slices"], card["size"], card["seed"])
     return _slices(card, {"train-volume": images, "train-labels": labels}, store)
 
 
 def _unlabelled(gold: np.ndarray, references: list[np.ndarray], margin: int) -> np.ndarray:
-    """Where a frame has cells that its gold truth does not label.
+    """Mask of the cells of a frame that have no label in its gold truth, (H, W).
 
-    An object of a reference (silver truth, tracking markers) is unlabelled when gold cells cover less than half of it.
-    The mask is the union of these objects, grown by `margin` pixels because their outlines are not exact, without the
-    gold cells. All arrays are (H, W).
+    An object of a reference (silver truth, tracking markers) is unlabelled if gold cells cover less than half of it.
+    The mask is the union of these objects, grown by `margin` pixels because their outlines are not exact, minus the
+    gold cells.
     """
     mask = np.zeros(gold.shape, bool)
     for reference in references:
@@ -106,9 +105,8 @@ def _unlabelled(gold: np.ndarray, references: list[np.ndarray], margin: int) -> 
     return mask & (gold == 0)
 
 
-def cell_tracking(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
-    """Sequences of the Cell Tracking Challenge: the frames with gold segmentation, and what these leave unlabelled."""
-    assert archive is not None
+def cell_tracking(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Sequences of the Cell Tracking Challenge: the frames with gold segmentation, and masks of unlabelled cells."""
     sequences: dict[str, list[dict[str, str]]] = {}
     partial = []
     for sequence in card["sequences"]:
@@ -121,18 +119,18 @@ def cell_tracking(card: dict[str, Any], archive: Path | None, store: Store) -> D
                 problem = f"labels of shape {gold.shape}, the image {image_path} has {image.shape}"
                 raise InputError(path, problem, "Delete the archive's folder and run again")
             _verify(path, card["frames"].get(f"{sequence}/{frame}"), image, gold)
-            store.count(image, gold)
+            store.add_to_checksum(image, gold)
             known = [archive / f"{sequence}_{rule.format(frame)}" for rule in card["unlabelled"]["references"]]
             references = [_read(file) for file in known if file.is_file()]
             if not references:
-                print(f"{sequence}/t{frame}: no silver truth and no tracking markers, taken as wholly labelled")
+                print(f"{sequence}/t{frame}: no silver truth and no tracking markers, assumed to be fully labelled")
             mask = _unlabelled(gold, references, card["unlabelled"]["margin"])
             if mask.any():
                 partial.append(f"{sequence}/t{frame}")
             ignore = store.image(f"ignore/{sequence}-{frame}.png", np.where(mask, 255, 0).astype(np.uint8))
             items.append({"image": str(image_path), "label": str(path), "ignore": ignore})
         if not items:
-            print(f"sequence {sequence} is not in {archive}: the lists that need it are left out")
+            print(f"sequence {sequence} is not in {archive}: lists that need it are omitted")
     if not any(sequences.values()):
         problem = f"no frame with gold truth in {', '.join(f'{name}_GT/SEG' for name in sequences)}"
         raise InputError(archive, problem, "Delete it and run again")
@@ -148,12 +146,12 @@ def cell_tracking(card: dict[str, Any], archive: Path | None, store: Store) -> D
     return lists
 
 
-def cells(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
-    """Synthetic frames in the shape of `cell_tracking`; every cell is labelled."""
+def cells(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Synthetic frames with the layout of `cell_tracking`; every cell is labelled."""
     frames = [cell_phantom(card["size"], card["cells"], card["seed"], number) for number in range(card["frames"])]
     items = []
     for number, (image, label) in enumerate(frames):
-        store.count(image, label)
+        store.add_to_checksum(image, label)
         item = {"image": store.image(f"images/t{number:03d}.png", image)}
         item["label"] = store.image(f"labels/t{number:03d}.tif", label)
         item["ignore"] = store.image(f"ignore/t{number:03d}.png", np.zeros(image.shape, np.uint8))
@@ -161,14 +159,13 @@ def cells(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists
     return {".": {title: items[first : last + 1] for title, (first, last) in card["split"].items()}}
 
 
-def decathlon(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
-    """Pairs of a Medical Segmentation Decathlon task, as far as they are present.
+def decathlon(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Those pairs of a Medical Segmentation Decathlon task that are in the archive.
 
-    The split is drawn per case from a hash of (seed, case), so that it does not depend on which cases are present.
+    The split of a case is drawn from a hash of (seed, case), so that it does not depend on the other cases.
     """
     import nibabel as nib
 
-    assert archive is not None
     lists: dict[str, list[Any]] = {title: [] for title in card["split"]["shares"]}
     try:
         pairs = json.loads((archive / "dataset.json").read_text(encoding="utf-8"))["training"]
@@ -187,12 +184,12 @@ def decathlon(card: dict[str, Any], archive: Path | None, store: Store) -> Datal
         unknown += case not in card["pairs"]
         here, there = nib.load(image_path), nib.load(path)
         if image.shape != label.shape or not np.allclose(here.affine, there.affine):  # type: ignore[attr-defined]
-            problem = f"another geometry than the image {image_path}: {label.shape} and {image.shape}, or the affine"
+            problem = f"shape {label.shape} or affine differs from the image {image_path}, of shape {image.shape}"
             raise InputError(path, problem, "Delete the archive's folder and run again")
         wrong = np.setdiff1d(label, list(card["labels"]))
         if len(wrong):
             raise InputError(path, f"labels beyond {list(card['labels'])}: {wrong[:5]}", "Delete it and run again")
-        store.count(image, label)
+        store.add_to_checksum(image, label)
         draw = int(hashlib.sha256(f"{card['split']['seed']}:{case}".encode()).hexdigest()[:13], 16) / 16**13
         for title, share in card["split"]["shares"].items():
             if draw < share:
@@ -200,16 +197,16 @@ def decathlon(card: dict[str, Any], archive: Path | None, store: Store) -> Datal
                 break
             draw -= share
     if not any(lists.values()):
-        raise InputError(archive, f"none of the {len(pairs)} listed pairs is there", "Delete the folder and run again")
+        raise InputError(archive, f"it has none of the {len(pairs)} listed pairs", "Delete the folder and run again")
     if absent:
         print(f"{absent} of {len(pairs)} listed pairs are not in the archive")
     if unknown:
-        print(f"{unknown} pairs have no checksum in the card: geometry and labels were checked")
+        print(f"{unknown} pairs have no checksum in the card: only geometry and labels were checked")
     return {".": lists}
 
 
-def organs(card: dict[str, Any], archive: Path | None, store: Store) -> Datalists:
-    """Synthetic pairs as NIfTI, and each image once more as a folder of DICOM slices, under the key ``dicom``."""
+def organs(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Synthetic pairs as NIfTI; each image also as a folder of DICOM slices, under the key ``dicom``."""
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", card["rotation"], degrees=True).as_matrix() * card["spacing"]
     affine[:3, 3] = card["centre"] - affine[:3, :3] @ (np.array(card["size"]) - 1) / 2
@@ -219,7 +216,7 @@ def organs(card: dict[str, Any], archive: Path | None, store: Store) -> Datalist
         for number in range(first, last + 1):
             name = f"organ-{number:02d}"
             image, label = organ_phantom(card["size"], card["spacing"], card["seed"], number)
-            store.count(image, label)
+            store.add_to_checksum(image, label)
             slices = [
                 store.write(f"dicom/{name}/{k:03d}.dcm", data)
                 for k, data in enumerate(dicom_series(image, affine, name))

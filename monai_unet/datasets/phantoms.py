@@ -1,4 +1,4 @@
-"""Synthetic images from a seed, so that everything runs without data and without network."""
+"""Synthetic images from a seed, so that everything can be tried without data and without a network connection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["cell_phantom", "em_phantom", "organ_phantom"]
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma: float | Sequence[float]) -> np.ndarray:
-    """Smooth noise of mean about 0 and standard deviation 1, with a correlation length of sigma pixels."""
+    """Smooth noise with a mean of about 0, a standard deviation of 1 and a correlation length of sigma pixels."""
     field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
     return np.asarray(field / field.std())
 
 
 def _cells(rng: np.random.Generator, size: int, count: int, waviness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wavy Voronoi cells, some grown together: index and distance to the cell's border in pixels, (size, size)."""
+    """Wavy Voronoi cells, some of them merged: index of the cell and distance to its border in pixels, (size, size)."""
     points = rng.uniform(-0.15 * size, 1.15 * size, (int(count * 1.7), 2))
-    grid = np.stack(np.meshgrid(*[np.arange(size, dtype=float)] * 2, indexing="ij"))
+    grid = np.indices((size, size), dtype=float)
     for sigma, strength in ((24.0, waviness), (6.0, waviness / 4)):
         grid += strength * np.stack([_smooth(rng, (size, size), sigma) for _ in range(2)])
     tree = cKDTree(points)
@@ -34,10 +34,10 @@ def _cells(rng: np.random.Generator, size: int, count: int, waviness: float) -> 
 
 
 def em_phantom(slices: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sections that look like the EM stack: wavy dark membranes, textured cells, dark organelles, blur and noise.
+    """Draw sections like those of the EM stack: wavy dark membranes, textured cells, dark organelles, blur and noise.
 
-    Neither the gray value (organelles are as dark as membranes, and membranes fade where they were cut obliquely) nor
-    the edge alone (organelles have edges too) tells a membrane.
+    Neither the gray value (organelles are as dark as membranes, and membranes cut obliquely are pale) nor the edges
+    (organelles have edges too) are enough to find the membranes.
 
     Args:
         slices: number of independent sections.
@@ -45,7 +45,11 @@ def em_phantom(slices: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
         seed: slice i depends on (seed, i) only.
 
     Returns:
-        images and labels, uint8 (slices, size, size); labels are 0 on membranes, 255 in cells.
+        Images and labels, uint8 (slices, size, size); labels are 0 on membranes and 255 in cells.
+
+    >>> images, labels = em_phantom(slices=2, size=64, seed=2015)
+    >>> images.shape, np.unique(labels).tolist()
+    ((2, 64, 64), [0, 255])
     """
     images = np.empty((slices, size, size), np.uint8)
     labels = np.empty((slices, size, size), np.uint8)
@@ -53,7 +57,7 @@ def em_phantom(slices: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
         rng = np.random.default_rng([seed, number])
         index, border = _cells(rng, size, size * size // 800, waviness=6.0)
         fade = np.clip(1.0 + 0.35 * _smooth(rng, (size, size), 12), 0.35, 1.15)  # oblique cuts are pale
-        width = np.clip(1.6 + 0.4 * _smooth(rng, (size, size), 16), 1.05, 2.3)  # half of the membrane's
+        width = np.clip(1.6 + 0.4 * _smooth(rng, (size, size), 16), 1.05, 2.3)  # half the membrane
         membrane = border < width
         tone = 160 + 14 * rng.standard_normal(index.max() + 1)
         image = tone[index] + 9 * _smooth(rng, (size, size), 1.6) + 6 * _smooth(rng, (size, size), 5)
@@ -61,7 +65,7 @@ def em_phantom(slices: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
         for _ in range(size * size // 2600):
             centre = rng.uniform(0, size, 2)
             axes, angle = rng.uniform((5, 3), (11, 6)), rng.uniform(0, np.pi)
-            y, x = _offsets(size, centre)
+            y, x = np.arange(size)[:, None] - centre[0], np.arange(size) - centre[1]
             u, v = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
             reach = np.hypot(u / axes[0], v / axes[1])
             body = (reach < 1) & (inside > 2.5) & (index == index[tuple(centre.astype(int))])
@@ -81,30 +85,30 @@ def em_phantom(slices: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
     return images, labels
 
 
-def _offsets(size: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(size)[:, None] - centre[0], np.arange(size)[None, :] - centre[1]
-
-
 def cell_phantom(size: int, cells: int, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """One frame of textured touching cells in the manner of differential interference contrast (DIC).
+    """Draw one frame of textured touching cells, as if in differential interference contrast (DIC).
 
-    The image is the slope of a height map lit from one side, so that cell and background have the same mean gray value,
-    and where two cells touch, a faint crease is all that tells them apart.
+    The image is the slope of a height map lit from one side: cells and background have the same mean gray value, and
+    only a faint crease separates two cells that touch.
 
     Args:
         size: height and width in pixels.
-        cells: how many are sown; some overlap and merge into the background of others.
+        cells: number of cells that are placed; those that others cover almost completely are left out.
         seed: the frame depends on (seed, number) only.
-        number: the frame.
+        number: of the frame.
 
     Returns:
-        image uint8 (size, size); label uint16 (size, size), 0 background, cells 1, 2, … without gaps, each connected.
+        Image uint8 (size, size); label uint16 (size, size), 0 background, cells 1, 2, … without gaps, each connected.
+
+    >>> image, label = cell_phantom(size=128, cells=12, seed=2015, number=0)
+    >>> image.shape, bool(label.max() > 5)
+    ((128, 128), True)
     """
     rng = np.random.default_rng([seed, number])
     radius = size * rng.uniform(0.055, 0.10, cells)
     colonies = rng.uniform(0.2 * size, 0.8 * size, (max(1, cells // 7), 2))
     points = colonies[rng.integers(len(colonies), size=cells)] + 0.16 * size * rng.standard_normal((cells, 2))
-    grid = np.stack(np.meshgrid(*[np.arange(size, dtype=float)] * 2, indexing="ij"))
+    grid = np.indices((size, size), dtype=float)
     for sigma, strength in ((0.08 * size, 0.02 * size), (0.03 * size, 0.006 * size)):
         grid += strength * np.stack([_smooth(rng, (size, size), sigma) for _ in range(2)])
     reach = np.stack([np.hypot(*(grid - p[:, None, None])) / r for p, r in zip(points, radius, strict=True)])
@@ -127,16 +131,20 @@ def cell_phantom(size: int, cells: int, seed: int, number: int) -> tuple[np.ndar
 def organ_phantom(
     size: Sequence[int], spacing: Sequence[float], seed: int, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A volume in the manner of MRI: two wavy ellipsoids that touch, one before the other along the second axis.
+    """Draw a volume as if from MRI: two wavy ellipsoids that touch, one in front of the other along the second axis.
 
     Args:
         size: voxels per axis.
-        spacing: voxel size per axis in mm; the organs have about 7 mm radius, whatever it is.
+        spacing: voxel size per axis in mm; the radius of the organs is about 7 mm.
         seed: the volume depends on (seed, number) only.
-        number: the volume.
+        number: of the volume.
 
     Returns:
-        image uint16 and label uint8, of shape ``size``; label 1 lies towards higher indices of axis 1, 2 towards lower.
+        Image uint16 and label uint8, of shape ``size``; label 1 is at higher indices of axis 1 than label 2.
+
+    >>> image, label = organ_phantom(size=(20, 24, 12), spacing=(2, 2, 3), seed=2015, number=0)
+    >>> image.shape, np.unique(label).tolist()
+    ((20, 24, 12), [0, 1, 2])
     """
     rng = np.random.default_rng([seed, number])
     shape = tuple(size)
@@ -153,5 +161,5 @@ def organ_phantom(
     image = ndimage.gaussian_filter(np.array([100.0, 190.0, 150.0])[label], [0.7 / mm for mm in spacing])
     for mm, strength in ((1.5, 10), (8, 12)):
         image += strength * _smooth(rng, shape, [mm / axis for axis in spacing])
-    image = rng.uniform(0.5, 4) * (image + 6 * rng.standard_normal(shape))  # every scanner has its own scale
+    image = rng.uniform(0.5, 4) * (image + 6 * rng.standard_normal(shape))  # scanners differ in scale
     return np.clip(np.rint(image), 0, 4095).astype(np.uint16), label

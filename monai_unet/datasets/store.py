@@ -1,4 +1,4 @@
-"""What `prepare` writes, and the checksums it keeps: nothing half-written, nothing rewritten without need."""
+"""The files that `prepare` writes, whole and only where they differ, and the checksum of their arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ __all__ = ["Store", "load", "sha256"]
 
 
 def sha256(*arrays: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and little-endian pixels, so that a file saved in another way still agrees."""
+    """Hash dtype, shape and little-endian pixels: the SHA-256 does not depend on how a file was saved.
+
+    >>> sha256(np.eye(2, dtype=">u2")) == sha256(np.eye(2, dtype="<u2")) != sha256(np.eye(2))
+    True
+    """
     digest = hashlib.sha256()
     for array in arrays:
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -27,7 +31,14 @@ def sha256(*arrays: np.ndarray) -> str:
 
 
 def load(path: Path) -> np.ndarray:
-    """Pixels as stored in a TIFF, or voxels as stored in a NIfTI file (without its scaling)."""
+    """Read the stored pixels of a TIFF, or the stored voxels of a NIfTI file (without its scaling).
+
+    >>> import tempfile, tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/a.tif", np.eye(2, dtype=np.uint8))
+    ...     load(Path(folder, "a.tif")).tolist()
+    [[1, 0], [0, 1]]
+    """
     if path.name.endswith((".nii", ".nii.gz")):
         import nibabel as nib
 
@@ -36,11 +47,19 @@ def load(path: Path) -> np.ndarray:
 
 
 class Store:
-    """The output folder of one dataset.
+    """The output folder of one data set.
 
     Args:
-        folder: where files go; names are relative to it.
-        bar: a progress bar, advanced by every array that is counted.
+        folder: names of files are relative to it.
+        bar: a progress bar, advanced by every array of the checksum.
+
+    >>> import tempfile
+    >>> from tqdm import tqdm
+    >>> with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
+    ...     store, pixels = Store(Path(folder), bar), np.zeros((4, 4), np.uint8)
+    ...     store.add_to_checksum(pixels)
+    ...     Path(store.image("slices/a.png", pixels)).is_file(), store.checksum[:8]
+    (True, '3a67a25f')
     """
 
     def __init__(self, folder: Path, bar: Any) -> None:
@@ -48,16 +67,16 @@ class Store:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over all arrays counted so far."""
+        """SHA-256 over all arrays added so far."""
         return self._digest.hexdigest()
 
-    def count(self, *arrays: np.ndarray) -> None:
-        """Let arrays enter the dataset's checksum."""
+    def add_to_checksum(self, *arrays: np.ndarray) -> None:
+        """Add arrays to the checksum of the data set."""
         self._digest.update(sha256(*arrays).encode())
         self.bar.update(len(arrays))
 
     def write(self, name: str | Path, data: bytes) -> str:
-        """Write a file unless it is there with the same bytes: temporary name, sync, move. Returns its path."""
+        """Write a file unless it exists with the same bytes; return its path."""
         path = self.folder / name
         if not (path.is_file() and path.read_bytes() == data):
             with replacing(path) as part:
@@ -65,7 +84,7 @@ class Store:
         return str(path)
 
     def image(self, name: str, array: np.ndarray) -> str:
-        """Write a 2-D uint8 array as PNG, or uint16 as TIFF, by the suffix of the name. Returns its path."""
+        """Write a 2-D uint8 array as PNG, or uint16 as TIFF, by the suffix of the name; return its path."""
         buffer = io.BytesIO()
         if name.endswith(".png"):
             require("PIL.Image", "microscopy").fromarray(array).save(buffer, "PNG")
@@ -74,7 +93,7 @@ class Store:
         return self.write(name, buffer.getvalue())
 
     def volume(self, name: str, array: np.ndarray, affine: np.ndarray) -> str:
-        """Write a 3-D array and its affine to RAS millimetres as .nii.gz. Returns its path."""
+        """Write a 3-D array and its affine to RAS millimetres as .nii.gz; return its path."""
         import nibabel as nib
 
         image = nib.Nifti1Image(array, affine)
