@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
+
+from monai_unet.options import parse_choice
 
 __all__ = ["PixelWeightedCrossEntropyLoss"]
 
 
 class PixelWeightedCrossEntropyLoss(_Loss):
-    """E = −Σₓ w(x) · log p_{ℓ(x)}(x), with p the softmax over the classes (Eq. 1; its missing minus sign supplied).
+    """The paper's energy, ``E = −Σₓ w(x) · log p_{ℓ(x)}(x)``, where p is the softmax over the classes.
 
-    The weight map travels in the target's second channel, because MONAI's trainer calls ``loss(pred, target)``.
-    A voxel of weight 0 is ignored: neither loss nor gradient depends on it, whatever its class index.
+    The paper prints it without the minus sign. The weight map is the second channel of the target, because MONAI's
+    trainer calls ``loss(pred, target)``. A voxel of weight 0 is ignored: neither loss nor gradient depends on it,
+    whatever its class index.
 
     Args:
         reduction: "mean" divides the sum by Σₓ w(x), as `torch.nn.CrossEntropyLoss` does with class weights, so that
-            learning rates do not depend on tile size or weight scale; "sum" is Eq. 1 to the letter; "none" returns
-            the summands, ``(B, *spatial)``.
+            learning rates depend neither on tile size nor on the scale of the weights; "sum" is Eq. 1 to the letter;
+            "none" returns the summands, ``(B, *spatial)``.
 
     Shapes:
         input: logits ``(B, K, *spatial)``, float.
-        target: ``(B, 1 or 2, *spatial)``: class index in 0 … K − 1; the weight, ≥ 0, where there is a second channel
-            (else 1 everywhere).
+        target: ``(B, 1 or 2, *spatial)``: class index in 0 … K − 1, and optionally the weight, ≥ 0 (default: 1).
 
     Raises:
-        ValueError: for a target whose shape does not fit the logits, or a class index outside 0 … K − 1.
+        ValueError: another reduction; a target whose shape does not fit the logits; a class index outside 0 … K − 1.
+
+    Source: Ronneberger et al. 2015, Eq. 1.
+
+    >>> import math
+    >>> logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).reshape(1, 2, 1, 2)  # p of class 0: 1/2 and 3/4
+    >>> target = torch.tensor([[1.0, 0.0], [2.0, 3.0]]).reshape(1, 2, 1, 2)  # classes 1 and 0, weights 2 and 3
+    >>> PixelWeightedCrossEntropyLoss("sum")(logits, target)  # 2 · log 2 + 3 · log 4/3
+    tensor(2.2493)
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f'reduction is {reduction!r}; it must be "mean", "sum" or "none"')
-        super().__init__(reduction=reduction)
+        super().__init__(reduction=parse_choice("reduction", reduction, ("mean", "sum", "none")))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         batch, classes, *spatial = input.shape
-        if (
-            target.ndim != input.ndim
-            or target.shape[1] not in (1, 2)
-            or [batch, *spatial]
-            != [
-                target.shape[0],
-                *target.shape[2:],
-            ]
-        ):
+        if target.shape not in [(batch, channels, *spatial) for channels in (1, 2)]:
             raise ValueError(
                 f"target of shape {tuple(target.shape)} does not fit logits of shape {tuple(input.shape)}; "
                 f"it must be {(batch, '1 or 2', *spatial)}: class index, and weight"
             )
         index = target[:, 0].long()
-        weight = (
-            target[:, 1].float() if target.shape[1] == 2 else index.new_ones(index.shape, dtype=input.dtype).float()
-        )
-        index = index.where(weight > 0, 0)  # what is ignored may carry any index, 255 for instance
+        weight = target[:, 1].float() if target.shape[1] == 2 else torch.ones_like(index, dtype=torch.float32)
+        index = index.where(weight > 0, 0)  # an ignored voxel may have any index, such as 255
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
             raise ValueError(
                 f"target holds class indices from {int(index.min())} to {int(index.max())}; "

@@ -1,8 +1,7 @@
 """Fig. 1 of the paper: the U-Net of unpadded ("valid") convolutions.
 
-Every 3×3 convolution loses one voxel per side, so the output is smaller than the input by a fixed margin: a
-572² tile gives 388². What an output voxel sees is always real image, never padding; `OverlapTileInferer`
-(Fig. 2) supplies the missing context.
+Every 3×3 convolution loses one voxel per side, so the output is smaller than the input by a fixed margin: a 572² tile
+gives 388². No output voxel depends on padding; `OverlapTileInferer` (Fig. 2) supplies the missing context.
 """
 
 from __future__ import annotations
@@ -26,25 +25,40 @@ __all__ = ["ValidUNet", "load_network"]
 class ValidUNet(nn.Module):
     """The U-Net of Ronneberger, Fischer and Brox (MICCAI 2015), in 2-D or 3-D.
 
-    Per level two unpadded 3×3 convolutions, each with a ReLU; 2×2 max pooling on the way down; on the way up a
-    2×2 up-convolution of stride 2 that halves the channels, then the concatenation ``[up, skip]`` with the
-    centre-cropped skip; a 1×1 convolution to the classes. Dropout follows the last two contracting levels,
-    where pooling and skip both see it. As in Fig. 1, no ReLU follows an up-convolution (the authors' Caffe
-    release has one).
+    Two unpadded 3×3 convolutions per level, each followed by a ReLU; 2×2 max pooling on the way down; on the way up a
+    2×2 up-convolution of stride 2 that halves the channels, then the concatenation ``[up, skip]`` with the centre of
+    the skip; finally a 1×1 convolution to the classes. Dropout follows the last two contracting levels, before pooling
+    and skip branch off. As in Fig. 1, no ReLU follows an up-convolution (the authors' Caffe release has one).
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: number of classes, background included.
-        features: channels per level, top to bottom; one fewer than their number is the depth.
-        dropout: probability at the end of the contracting path (0 for none).
-        norm: None as in the paper, or "batch" for batch normalisation before each ReLU as in the 3-D U-Net
-            (Çiçek et al. 2016). Normalisation by the tile's own statistics (instance, group, layer) would make
-            an output voxel depend on its tile, and is refused.
+        features: channels per level, top to bottom; the depth is one less than their number.
+        dropout: probability at the end of the contracting path; 0 for none.
+        norm: None as in the paper, or "batch" for batch normalisation before each ReLU as in the 3-D U-Net (Çiçek et
+            al. 2016). Normalisation by the statistics of the tile (instance, group, layer) is refused: an output voxel
+            would depend on its tile.
 
     Shapes:
-        input ``(B, in_channels, *spatial)``, float; each spatial size valid at this depth (see `input_size`);
-        output ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
+        input ``(B, in_channels, *spatial)``, float, each spatial size valid at this depth (see `input_size`); output
+        ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
+
+    Attributes:
+        margin: voxels of context lost on each side, 92 in the paper.
+        multiple: period of the valid input sizes and of tile offsets, 2^depth, 16 in the paper.
+
+    Raises:
+        ValueError: a parameter is out of range, or an input size is not valid.
+
+    Source: Ronneberger et al. 2015, Fig. 1 and section 2.
+
+    >>> network = ValidUNet(2, in_channels=1, out_channels=2)
+    >>> network.output_size(572), sum(p.numel() for p in network.parameters())
+    (388, 31030658)
+    >>> small = ValidUNet(2, in_channels=1, out_channels=2, features=(4, 8, 16, 32, 64))
+    >>> small(torch.rand(1, 1, 188, 204)).shape
+    torch.Size([1, 2, 4, 20])
     """
 
     def __init__(
@@ -62,17 +76,13 @@ class ValidUNet(nn.Module):
         if len(features) < 2:
             raise ValueError(f"features is {tuple(features)}; it needs at least two levels, for example (16, 32)")
         if norm not in (None, "batch"):
-            raise ValueError(
-                f'norm is {norm!r}; it must be None or "batch": statistics of a tile would break overlap-tile'
-            )
+            raise ValueError(f'norm is {norm!r}; it must be None or "batch": tile statistics would break overlap-tile')
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.features = tuple(features)
         self.depth = len(features) - 1
-        #: input sizes repeat with this period, and tiles may be offset by multiples of it only
         self.multiple = 2**self.depth
-        #: voxels of context lost on each side; 92 in the paper
         self.margin = 6 * self.multiple - 4
 
         self.encoder = nn.ModuleList()
@@ -89,7 +99,7 @@ class ValidUNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Segment ``x`` (B, C, *spatial) → logits (B, K, *spatial − 2 margin)."""
+        """Compute the logits (B, K, *spatial − 2 margin) of ``x`` (B, C, *spatial)."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
             for n in x.shape[2:]:
                 self.output_size(n)
@@ -106,10 +116,10 @@ class ValidUNet(nn.Module):
         return self.head(x)
 
     def output_size(self, n: int) -> int:
-        """Output size along an axis whose input has ``n`` voxels.
+        """Return the output size along an axis of ``n`` input voxels.
 
         Raises:
-            ValueError: if ``n`` is not a valid input size; names the nearest ones.
+            ValueError: ``n`` is not a valid input size; names the nearest ones.
         """
         smallest = self.input_size(1)
         if n >= smallest and (n - smallest) % self.multiple == 0:
@@ -120,7 +130,7 @@ class ValidUNet(nn.Module):
         raise ValueError(f"{n} is not a valid input size at depth {self.depth}; use {nearest}")
 
     def input_size(self, n: int) -> int:
-        """Smallest valid input size whose output has at least ``n`` voxels along an axis."""
+        """Return the smallest valid input size along an axis whose output has at least ``n`` voxels."""
         # an output of 2^depth·b − 4(2^depth − 1) voxels grows from b voxels at the bottom of the U
         offset = 4 * (self.multiple - 1)
         bottom = math.ceil((max(n, 1) + offset) / self.multiple)
@@ -128,11 +138,14 @@ class ValidUNet(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], dropout: float = 0.5) -> ValidUNet:
-        """The network that ``state`` belongs to, with its weights: dimension, channels and width are read off
-        the shapes, so that a narrow model is never poured into a wide network.
+        """Build the network that a state dict belongs to: its dimensions, channels and width follow from the shapes.
 
         Raises:
-            ValueError: if ``state`` is not the state of a `ValidUNet`.
+            ValueError: ``state`` is not the state dict of a `ValidUNet`.
+
+        >>> wide = ValidUNet(3, in_channels=1, out_channels=3, features=(8, 16), norm="batch")
+        >>> ValidUNet.from_state_dict(wide.state_dict()).features
+        (8, 16)
         """
         try:
             depth = sum(name.startswith("up.") and name.endswith(".weight") for name in state)
@@ -152,15 +165,22 @@ class ValidUNet(nn.Module):
 
 
 def load_network(path: str | os.PathLike[str], in_channels: int | None = None, spatial_dims: int = 2) -> ValidUNet:
-    """The network of a checkpoint, in evaluation mode on the CPU; its width is read from the weights.
+    """Load the network of a checkpoint, in evaluation mode, on the CPU.
 
     Args:
-        path: a state dict of `ValidUNet`, as `BestCheckpoint` writes it.
-        in_channels: channels the images have; None for whatever the checkpoint takes.
-        spatial_dims: dimension of the images.
+        path: file with the state dict of a `ValidUNet`, as `BestCheckpoint` writes it.
+        in_channels: channels of the images; None to accept any.
+        spatial_dims: dimensions of the images.
 
     Raises:
-        InputError: no such file, not a whole checkpoint, not a `ValidUNet`, or one for other images.
+        InputError: the file is missing or damaged, is not a `ValidUNet`, or takes other images.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(ValidUNet(2, 1, 2, features=(8, 16)).state_dict(), f"{folder}/model.pt")
+    ...     network = load_network(f"{folder}/model.pt", in_channels=1)
+    >>> network.features, network.training
+    ((8, 16), False)
     """
     path = Path(path)
     if not path.is_file():
@@ -168,17 +188,17 @@ def load_network(path: str | os.PathLike[str], in_channels: int | None = None, s
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises whatever its unpickler meets
-        raise InputError(path, f"the checkpoint cannot be read ({e})", "Train again, or take another one") from e
+        raise InputError(path, f"the checkpoint cannot be read ({e})", "Train again, or use another one") from e
     try:
         network = ValidUNet.from_state_dict(state)
     except ValueError as e:
-        raise InputError(path, str(e), "Name a model.pt that a bundle of this package has written") from e
+        raise InputError(path, str(e), "Name a model.pt written by a bundle of this package") from e
     for name, expected in (("in_channels", in_channels), ("spatial_dims", spatial_dims)):
         if expected is not None and getattr(network, name) != expected:
             raise InputError(
                 path,
                 f"the network has {name} = {getattr(network, name)}, and {expected} is needed",
-                "Name a checkpoint that was trained on such images",
+                "Name a checkpoint trained on such images",
             )
     network.register_load_state_dict_post_hook(_refuse_other_weights)
     return network.eval()
@@ -203,11 +223,11 @@ def _centre_crop(skip: Tensor, like: Tensor) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Gaussian weights of std √(2/N), N the incoming nodes of one neuron; biases 0 (section 3, after He 2015)."""
+    """Gaussian weights with std √(2/N), N being the incoming nodes of one neuron; zero biases (section 3)."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         incoming = module.weight[0].numel()
     elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-        incoming = module.in_channels  # kernel = stride: each output voxel hears one voxel of every channel
+        incoming = module.in_channels  # kernel = stride: one voxel of every channel per output voxel
     else:
         return
     nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
@@ -215,7 +235,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _refuse_other_weights(network: nn.Module, keys: Any) -> None:
-    """MONAI Label loads a network's weights again, and not strictly: what does not match would be left as it is."""
+    """MONAI Label reloads the weights with ``strict=False``, which would silently skip those that do not match."""
     if keys.missing_keys or keys.unexpected_keys:
         wrong = [*keys.missing_keys, *keys.unexpected_keys]
         raise RuntimeError(f"these weights are not those of the network: {len(wrong)} names differ, such as {wrong[0]}")

@@ -72,5 +72,5 @@ def test_a_class_that_is_not_there(index):
 
 
 def test_an_unknown_reduction():
-    with pytest.raises(ValueError, match="reduction is 'avg'; it must be"):
+    with pytest.raises(ValueError, match="reduction is 'avg'; it must be mean, sum or none"):
         PixelWeightedCrossEntropyLoss(reduction="avg")

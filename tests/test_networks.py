@@ -254,7 +254,7 @@ def test_a_foreign_state_dict_is_refused():
     [
         ({"spatial_dims": 4}, "spatial_dims is 4; it must be 2 or 3"),
         ({"features": (8,)}, r"features is \(8,\); it needs at least two levels"),
-        ({"norm": "instance"}, "norm is 'instance'; it must be None or \"batch\": statistics of a tile"),
+        ({"norm": "instance"}, "norm is 'instance'; it must be None or \"batch\": tile statistics would break"),
     ],
 )
 def test_parameters_that_cannot_be(kwargs, message):
