@@ -1,4 +1,4 @@
-"""The measures of the paper's two tables: the ISBI 2012 errors and the Cell Tracking Challenge's SEG."""
+"""The measures of the paper's two tables, and two additions to MONAI's metrics for volumes."""
 
 from monai_unet.metrics.cell_tracking import (
     CellErrors,
@@ -8,14 +8,7 @@ from monai_unet.metrics.cell_tracking import (
     merges_and_splits,
     seg_measure,
 )
-from monai_unet.metrics.isbi import (
-    PixelError,
-    RandError,
-    WarpingError,
-    pixel_error,
-    rand_error,
-    warping_error,
-)
+from monai_unet.metrics.isbi import PixelError, RandError, WarpingError, pixel_error, rand_error, warping_error
 from monai_unet.metrics.volumes import PerClass, SurfaceMetricHandler
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), and what the weight map must lower: merged cells.
+"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), and merged cells, which the weight map prevents.
 
-SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959. All of them start from
-the pixels that reference and predicted objects share, counted once per image. `py-ctcmetrics` gives the same
-numbers for files on disk.
+SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959. All measures start from
+the pixels shared by reference and predicted objects, counted once per image. `py-ctcmetrics` gives the same numbers for
+files on disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
+
+from monai_unet.options import parse_choice
 
 __all__ = ["CellErrors", "MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
 
@@ -32,7 +34,7 @@ class _Overlaps(NamedTuple):
 
     @property
     def matched(self) -> np.ndarray:
-        """(pairs,) whether the pair shares more than half of the reference object; at most one pair of each does."""
+        """(pairs,) whether the pair shares more than half of the reference object; at most one pair per object does."""
         return 2 * self.shared > self.reference_size[self.reference]
 
 
@@ -90,25 +92,30 @@ def _seg_sum(overlaps: _Overlaps) -> tuple[float, int]:
 
 
 def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
-    """SEG: the mean over all reference objects of the Jaccard index with the predicted object that matches.
+    """Compute SEG: the mean over all reference objects of the Jaccard index with the matching predicted object.
 
     A predicted object S matches a reference object R when |R ∩ S| > |R| / 2, strictly; an unmatched R counts 0.
     Predicted objects without a reference cost nothing.
 
     Args:
-        reference: instance ids, 0 for background, any gaps: (H, W), or (Z, H, W) for a volume, whose ids hold
-            across Z. A list or tuple is a sequence of frames, each with ids of its own: pass a time series so.
-        prediction: as reference, the same shapes; the ids need not correspond.
-        ignore: as reference, true or nonzero where the reference says nothing, such as cells that a partly
-            annotated frame leaves unlabelled. Predicted pixels there count as background, except inside reference
-            objects, which always count whole.
+        reference: instance ids, 0 for background, gaps allowed: (H, W), or (Z, H, W) for a volume, where ids are shared
+            across Z. A list or tuple is a sequence of frames, such as a time series, each with its own ids.
+        prediction: as ``reference``, with the same shapes; the ids need not correspond.
+        ignore: as ``reference``, true or nonzero where the reference is unknown, such as unlabelled cells in a partly
+            annotated frame. Predicted pixels there count as background, except inside reference objects, which always
+            count completely.
 
     Returns:
-        SEG in [0, 1], over all objects of all frames together; **nan when there is no reference object at all**,
-        where the mean does not exist (`py-ctcmetrics` says 0). Frames without objects add nothing.
+        SEG in [0, 1], over all objects of all frames together; **NaN if there is no reference object at all**, since
+        the mean does not exist (`py-ctcmetrics` returns 0). Frames without objects add nothing.
 
     Raises:
         ValueError: shapes or numbers of frames differ, an image is not 2-D or 3-D, ids are negative or fractional.
+
+    >>> reference = np.array([[1, 1, 1, 1, 0, 2, 2]])
+    >>> prediction = np.array([[0, 5, 5, 5, 5, 6, 0]])  # 5 shares 3 of 5 pixels; 6 covers just half of 2
+    >>> seg_measure(reference, prediction)
+    0.3
     """
     sums = [_seg_sum(overlaps) for overlaps in _per_frame(reference, prediction, ignore)]
     objects = sum(count for _, count in sums)
@@ -116,12 +123,15 @@ def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = N
 
 
 def det_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
-    """DET: 1 - the cost of correcting the detections over the cost of adding all of them, at most 1.
+    """Compute DET: 1 − the cost of correcting the detections relative to that of adding all of them, at most 1.
 
-    A missed reference object costs 10, a surplus predicted object 1, and each further reference object that one
-    predicted object matches 5; adding a reference object costs 10. Matches, arguments and errors as
-    :func:`seg_measure`. The challenge takes DET on its tracking markers (`TRA`), not on the `SEG` masks: name which
-    were used. Without a reference object it is nan.
+    A missed reference object costs 10, a surplus predicted object 1, and each further reference object matched by the
+    same predicted object 5; adding a reference object costs 10. Matches, arguments and errors as for `seg_measure`.
+    The challenge computes DET on its tracking markers (TRA), not on the SEG masks: state which were used. NaN without a
+    reference object.
+
+    >>> det_measure(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 0, 0, 0]]))  # one of two cells is missed
+    0.5
     """
     cost = objects = 0
     for overlaps in _per_frame(reference, prediction, ignore):
@@ -133,7 +143,11 @@ def det_measure(reference: Frames, prediction: Frames, ignore: Frames | None = N
 
 
 class MergesAndSplits(NamedTuple):
-    """Numbers of reference cells; see :func:`merges_and_splits`."""
+    """Numbers of merged and of split reference cells, as `merges_and_splits` counts them.
+
+    >>> MergesAndSplits(merged=2, split=0).merged
+    2
+    """
 
     merged: int
     split: int
@@ -142,13 +156,16 @@ class MergesAndSplits(NamedTuple):
 def merges_and_splits(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> MergesAndSplits:
     """Count the reference cells that the prediction merges with others, and those that it splits.
 
-    - **merged**: cells of which one predicted object covers more than half, while that same object also covers more
-      than half of another cell. Three cells under one object are three merged cells.
-    - **split**: cells that hold two or more predicted objects, each with more than half of its own pixels in the
-      cell, whatever their size.
+    - **merged**: a predicted object covers more than half of the cell and also more than half of another one. Three
+      cells under one object are three merged cells.
+    - **split**: the cell contains two or more predicted objects, each with more than half of its pixels in the cell,
+      whatever their size.
 
-    A cell may be both. Arguments and errors as :func:`seg_measure`; with `ignore`, predicted pixels there do not
-    count towards a predicted object's size either. Frames are summed.
+    A cell may be both. Arguments and errors as for `seg_measure`; predicted pixels in ``ignore`` do not count towards
+    the size of a predicted object either. Frames are summed.
+
+    >>> merges_and_splits(np.array([[1, 1, 0, 2, 2, 0, 3, 3]]), np.array([[7, 7, 7, 7, 7, 0, 8, 9]]))
+    MergesAndSplits(merged=2, split=1)
     """
     merged = split = 0
     for overlaps in _per_frame(reference, prediction, ignore):
@@ -172,16 +189,21 @@ def _frames(
 
 
 class SegMeasure(CumulativeIterationMetric):
-    """:func:`seg_measure` as a MONAI metric over images that come one batch at a time.
+    """Compute `seg_measure` over batches, as a MONAI metric.
 
-    Called with `y_pred`, (B, 1, *spatial) predicted instance ids, and `y`, (B, 1, *spatial) reference ids, or
-    (B, 2, *spatial) with the mask to ignore as second channel; or with lists of such items without B, which may
-    differ in size. `aggregate()` gives SEG over all objects of all images, float64; `get_buffer()`, which
-    :class:`monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, SEG of each image,
-    float64 (N, 1), nan where it has no reference object.
+    Called with ``y_pred``, (B, 1, *spatial) predicted instance ids, and ``y``, (B, 1, *spatial) reference ids, or
+    (B, 2, *spatial) with the mask to ignore as second channel; or with lists of such items without B, which may differ
+    in size. ``aggregate()`` returns SEG over all objects of all images, float64; ``get_buffer()``, which
+    `monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, that of each image, float64 (N, 1),
+    NaN if it has no reference object.
 
     Raises:
-        ValueError: as :func:`seg_measure`; channels are not as above; `aggregate()` before any image.
+        ValueError: as `seg_measure`; channels are not as stated; ``aggregate()`` before any image.
+
+    >>> metric, reference = SegMeasure(), torch.tensor([[[[1, 1, 0, 2]]]])
+    >>> sums = metric(y_pred=torch.tensor([[[[5, 5, 0, 0]]]]), y=reference)
+    >>> metric.aggregate()
+    tensor(0.5000, dtype=torch.float64)
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
@@ -201,22 +223,25 @@ class SegMeasure(CumulativeIterationMetric):
 
 
 class CellErrors(CumulativeIterationMetric):
-    """The merged or the split cells of :func:`merges_and_splits` as a MONAI metric; called as :class:`SegMeasure` is.
+    """Count the merged or the split cells over batches, as a MONAI metric that is called like `SegMeasure`.
 
-    `aggregate()` gives their number over all images, float64; `get_buffer()` that of each image, float64 (N, 1).
+    ``aggregate()`` returns their number over all images, float64; ``get_buffer()`` that of each image, float64 (N, 1).
 
     Args:
-        kind: "merged" or "split".
+        kind: "merged" or "split", as `merges_and_splits` defines them.
 
     Raises:
-        ValueError: another kind; as :class:`SegMeasure`.
+        ValueError: another kind; as `SegMeasure`.
+
+    >>> metric = CellErrors("merged")
+    >>> counts = metric(y_pred=torch.tensor([[[[5, 5, 5, 5]]]]), y=torch.tensor([[[[1, 1, 2, 2]]]]))
+    >>> metric.aggregate()
+    tensor(2., dtype=torch.float64)
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        if kind not in MergesAndSplits._fields:
-            raise ValueError(f'kind is {kind!r}; use "merged" or "split"')
-        self.kind = kind
+        self.kind = parse_choice("kind", kind, MergesAndSplits._fields)
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         counts = [[getattr(merges_and_splits(*frame), self.kind)] for frame in _frames(y_pred, y)]

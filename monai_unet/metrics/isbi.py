@@ -1,9 +1,16 @@
 """The three errors of the ISBI 2012 EM challenge (Table 1 of the paper).
 
-Definitions: Jain et al. 2010 (warping error), Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142, as computed by
+Definitions: Jain et al. 2010 (warping error) and Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142, as computed by
 Fiji's Trainable Segmentation. Convention: cell interior 1, membrane 0; predictions are probabilities of *cell*,
-binarised with strict ``>`` at each threshold. Each slice gives, per threshold, two whole numbers, errors and total;
-both are summed over the slices, and the best ratio over the thresholds is the value reported.
+binarised with strict ``>`` at each threshold. Per slice and threshold two integers are counted, errors and total; both
+are summed over the slices, and the smallest ratio over the thresholds is reported.
+
+Each error is a function of whole images and a MONAI metric over batches, with the same result. The metrics are called
+with ``y_pred``, (B, 2, *spatial) softmax (channel 1 is the cell) or (B, 1, *spatial) probability of cell, and ``y``,
+(B, 1, *spatial) binary labels, or with lists of such items without B, which may differ in size; spatial is (H, W) or
+(Z, H, W). ``aggregate()`` returns the error over all images, float64; ``get_buffer()``, which
+`monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, that of each image at its own best
+threshold, float64 (N, 1). Lower is better: as key metric for checkpoints they need ``key_metric_negative_sign=True``.
 """
 
 from __future__ import annotations
@@ -18,19 +25,21 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
+Counts = Callable[[np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
+
 __all__ = ["PixelError", "RandError", "WarpingError", "pixel_error", "rand_error", "warping_error"]
 
 THRESHOLDS = tuple(k / 10 for k in range(10))
 
-# The eight neighbours of a pixel as (row, column) steps, clockwise from the north; bit k of a pixel's code is
-# neighbour k, and k ^ 4 is the neighbour opposite to k.
+#: the eight neighbours of a pixel as (row, column) steps, clockwise from the north; bit k of a pixel's code is
+#: neighbour k, and k ^ 4 is the neighbour opposite to k
 _RING = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 
 
 def _background_gaps() -> np.ndarray:
-    """Yokoi's number of each of the 256 codes: how many runs of 8-connected background separate 4-neighbours.
+    """Yokoi's number for each of the 256 codes: the runs of 8-connected background that separate 4-neighbours.
 
-    0: isolated or wholly surrounded; 1: a simple point (foreground 4-, background 8-connected).
+    0: isolated or completely surrounded; 1: a simple point (foreground 4-connected, background 8-connected).
     """
     ring = np.arange(256)[:, None] >> np.arange(8) & 1
     side, corner = ring[:, 0::2], ring[:, 1::2]
@@ -41,9 +50,9 @@ _GAPS = _background_gaps()
 
 
 def _warp(label: np.ndarray, prediction: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flip simple points of `label` towards `prediction`, the largest `distance` first, until a pass flips none.
+    """Flip simple points of ``label`` towards ``prediction``, largest ``distance`` first, until a pass flips none.
 
-    All (H, W), bool except `distance`, with a border of zeros. Returns the warped label and its neighbour codes.
+    All (H, W), bool except ``distance``, with a border of zeros. Returns the warped label and its neighbour codes.
     """
     code = np.zeros(label.shape, np.uint8)
     for bit, step in enumerate(_RING):
@@ -76,13 +85,13 @@ def _distinct(values: np.ndarray) -> np.ndarray:
 
 
 def _splits_and_merges(warped: np.ndarray, code: np.ndarray, prediction: np.ndarray) -> int:
-    """The number of pixels where the warped label still differs and that split or merge its objects."""
+    """The number of pixels where the warped label still differs and which split or merge its objects."""
     row, column = np.nonzero(warped != prediction)
     step = np.array(_RING)
     around = row[:, None] + step[:, 0], column[:, None] + step[:, 1]
     many = _distinct(ndimage.label(warped)[0][around]) >= 3
-    # Taking a pixel away leaves its object whole exactly if the gaps around it belong to that many different
-    # pieces of background: two gaps of one piece are joined by a path that cuts the object in two.
+    # Removing a pixel leaves its object in one piece exactly if each gap around it belongs to another piece of
+    # background: two gaps of the same piece are joined by a path that cuts the object in two.
     background = ndimage.label(~warped, np.ones((3, 3)))[0][around]
     pieces = _distinct(background) - (background == 0).any(axis=1)
     cut = warped[row, column] & (pieces < _GAPS[code[row, column]])
@@ -94,7 +103,7 @@ def _warping_counts(label: np.ndarray, probability: np.ndarray, thresholds: Sequ
     counts = []
     for threshold in thresholds:
         prediction = np.pad(probability > threshold, 1)
-        # In single precision, as the original: what differs by rounding alone is a tie.
+        # in single precision, as in the original, where values that differ only by rounding are ties
         distance = np.abs(np.pad(probability, 1).astype(np.float64) - threshold).astype(np.float32)
         warped, code = _warp(padded, prediction, distance)
         counts.append((_splits_and_merges(warped, code, prediction), label.size))
@@ -128,9 +137,6 @@ def _pixel_counts(label: np.ndarray, probability: np.ndarray, thresholds: Sequen
     return np.array(counts)
 
 
-_Counts = Callable[[np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
-
-
 def _check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(t) for t in thresholds)
     if not values or not all(0 <= t <= 1 for t in values):
@@ -139,9 +145,9 @@ def _check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
 
 
 def _count(
-    counts: _Counts, labels: NdarrayOrTensor, probabilities: NdarrayOrTensor, thresholds: Sequence[float]
+    counts: Counts, labels: NdarrayOrTensor, probabilities: NdarrayOrTensor, thresholds: Sequence[float]
 ) -> np.ndarray:
-    """(Z, H, W) or (H, W), checked → int64 (Z, thresholds, 2): errors and total of each slice."""
+    """Check (Z, H, W) or (H, W) and count the errors and the total of each slice: int64 (Z, thresholds, 2)."""
     label, probability = (
         convert_to_numpy(x.float() if isinstance(x, torch.Tensor) and x.dtype is torch.bfloat16 else x)
         for x in (labels, probabilities)
@@ -149,7 +155,7 @@ def _count(
     if label.shape != probability.shape:
         raise ValueError(
             f"labels have shape {label.shape} and probabilities {probability.shape}: they must be equal; "
-            "of a softmax pass the channel of the cell alone."
+            "pass only the cell channel of a softmax."
         )
     if label.ndim not in (2, 3) or label.size == 0:
         raise ValueError(f"labels have shape {label.shape}: give (H, W) or (Z, H, W) with at least one pixel.")
@@ -159,10 +165,10 @@ def _count(
             f"labels hold {np.unique(label)[:5].tolist()}: they must be 0 (membrane) and 1 or 255 (cell); "
             "binarise instances with labels > 0."
         )
-    # Sums of a softmax in single precision may exceed 1 by rounding. NaN fails both comparisons.
+    # a softmax in single precision may exceed 1 by rounding; NaN fails both comparisons
     if not (probability.min() >= -1e-6 and probability.max() <= 1 + 1e-6):
         raise ValueError(
-            f"probabilities lie in [{probability.min()}, {probability.max()}]: they must be probabilities of cell "
+            f"probabilities are in [{probability.min()}, {probability.max()}]: they must be probabilities of cell "
             "in [0, 1] without NaN; apply a softmax or divide 8-bit values by 255."
         )
     values = _check_thresholds(thresholds)
@@ -172,7 +178,7 @@ def _count(
 
 
 def _smallest_error(counts: np.ndarray) -> float:
-    """(N, thresholds, 2) → the smallest errors / total over the thresholds; 0 where there is nothing to get wrong."""
+    """The smallest errors / total over the thresholds of (N, thresholds, 2); 0 if there is nothing to get wrong."""
     errors, total = counts.sum(axis=0).T
     return float((errors / np.maximum(total, 1)).min())
 
@@ -180,13 +186,12 @@ def _smallest_error(counts: np.ndarray) -> float:
 def warping_error(
     labels: NdarrayOrTensor, probabilities: NdarrayOrTensor, thresholds: Sequence[float] = THRESHOLDS
 ) -> float:
-    """Pixels that split or merge objects once the label is warped onto the prediction, as a share of all pixels.
+    """Compute the fraction of pixels that split or merge objects after the label is warped onto the prediction.
 
-    The label is warped by flipping simple points only (foreground 4-, background 8-connected), so borders may move
-    at no cost. Jain et al. 2010; splits and merges only, as on the challenge's board.
+    Only simple points are flipped (foreground 4-connected, background 8-connected), so borders may move at no cost.
 
     Args:
-        labels: (Z, H, W) or (H, W), 1 or 255 (or True) = cell, 0 = membrane. Slices are taken one by one.
+        labels: (Z, H, W) or (H, W), 1 or 255 (or True) = cell, 0 = membrane. Slices are scored one by one.
         probabilities: same shape, probability of *cell* in [0, 1]. Thresholds are compared in its precision.
         thresholds: each in [0, 1]; 0, 0.1 … 0.9 by default.
 
@@ -194,8 +199,17 @@ def warping_error(
         the smallest value over the thresholds, in [0, 1].
 
     Raises:
-        ValueError: shapes differ or are not 2-D or 3-D, labels are not binary, probabilities are not in [0, 1],
-            thresholds are not.
+        ValueError: shapes differ or are not 2-D or 3-D, labels are not binary, probabilities or thresholds are not in
+            [0, 1].
+
+    Source: Jain et al. 2010; splits and merges only, as on the challenge's board.
+
+    >>> label = np.ones((16, 16))
+    >>> label[:, 8] = 0  # two cells
+    >>> moved, leaking = np.roll(label, 1, axis=1), label.copy()
+    >>> leaking[7, 8] = 1  # merges them
+    >>> warping_error(label, moved), warping_error(label, leaking)
+    (0.0, 0.00390625)
     """
     return _smallest_error(_count(_warping_counts, labels, probabilities, thresholds))
 
@@ -203,11 +217,17 @@ def warping_error(
 def rand_error(
     labels: NdarrayOrTensor, probabilities: NdarrayOrTensor, thresholds: Sequence[float] = THRESHOLDS
 ) -> float:
-    """1 - the maximal foreground-restricted Rand F-score of the 4-connected components of label and prediction.
+    """Compute 1 − the maximal foreground-restricted Rand F-score of the 4-connected components.
 
-    Predicted background inside the label's foreground counts as singletons; the label's background is left out.
-    The pair counts are summed over the slices before the F-score is taken. A label without a cell has no pairs and
-    gives 0. Arguments, result and errors as :func:`warping_error`; Arganda-Carreras et al. 2015.
+    Predicted background inside the label's foreground counts as singletons; the label's background is left out. The
+    pair counts are summed over the slices before the F-score is taken. A label without a cell has no pairs and gives 0.
+    Arguments, result and errors as for `warping_error`.
+
+    Source: Arganda-Carreras et al. 2015.
+
+    >>> label = np.array([[1, 1, 0, 1, 1]])
+    >>> rand_error(label, np.array([[1, 1, 1, 1, 1]]))  # pairs: 8 in the label, 16 predicted, 8 in both
+    0.333...
     """
     return _smallest_error(_count(_rand_counts, labels, probabilities, thresholds))
 
@@ -215,31 +235,29 @@ def rand_error(
 def pixel_error(
     labels: NdarrayOrTensor, probabilities: NdarrayOrTensor, thresholds: Sequence[float] = THRESHOLDS
 ) -> float:
-    """1 - the maximal F-score of the cell's pixels, counted over all slices; 0 if neither image has any.
+    """Compute 1 − the maximal F-score of the cell pixels of all slices; 0 if neither image has any.
 
-    Arguments, result and errors as :func:`warping_error`; Arganda-Carreras et al. 2015.
+    Arguments, result and errors as for `warping_error`.
+
+    Source: Arganda-Carreras et al. 2015.
+
+    >>> pixel_error(np.array([[1, 1, 0]]), np.array([[0.9, 0.2, 0.4]]), thresholds=(0.5,))  # TP 1, FN 1, FP 0
+    0.333...
     """
     return _smallest_error(_count(_pixel_counts, labels, probabilities, thresholds))
 
 
 class _BestOverThresholds(CumulativeIterationMetric):
-    """An error of this module over images that come one batch at a time; equal to the function on their stack.
-
-    Called with `y_pred`, (B, 2, *spatial) softmax (channel 1 is the cell) or (B, 1, *spatial), and `y`,
-    (B, 1, *spatial) binary labels, or lists of such items without B, which may differ in size. Spatial is (H, W) or
-    (Z, H, W). `aggregate()` gives the error over all images, float64; `get_buffer()`, which
-    :class:`monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, the error of each image
-    alone at its own best threshold, float64 (N, 1). Lower is better: as a key metric for checkpoints it needs
-    ``key_metric_negative_sign=True``.
+    """An error of this module as a metric, see the top of the module.
 
     Args:
         thresholds: each in [0, 1]; 0, 0.1 … 0.9 by default.
 
     Raises:
-        ValueError: as :func:`warping_error`; channels are not as above; `aggregate()` before any image.
+        ValueError: as `warping_error`; channels are not as stated; ``aggregate()`` before any image.
     """
 
-    _counts: _Counts
+    _counts: Counts
 
     def __init__(self, thresholds: Sequence[float] = THRESHOLDS) -> None:
         super().__init__()
@@ -269,18 +287,36 @@ class _BestOverThresholds(CumulativeIterationMetric):
 
 
 class WarpingError(_BestOverThresholds):
-    """:func:`warping_error` as a MONAI metric: see :class:`_BestOverThresholds` for its use."""
+    """Compute `warping_error` over batches, as a MONAI metric; inputs and results as stated at the top of this module.
+
+    >>> metric = WarpingError(thresholds=(0.5,))
+    >>> counts = metric(y_pred=torch.tensor([[[[0.9, 0.9, 0.9]]]]), y=torch.tensor([[[[1, 0, 1]]]]))
+    >>> metric.aggregate()
+    tensor(0.3333, dtype=torch.float64)
+    """
 
     _counts = staticmethod(_warping_counts)
 
 
 class RandError(_BestOverThresholds):
-    """:func:`rand_error` as a MONAI metric: see :class:`_BestOverThresholds` for its use."""
+    """Compute `rand_error` over batches, as a MONAI metric; inputs and results as stated at the top of this module.
+
+    >>> metric = RandError(thresholds=(0.5,))
+    >>> counts = metric(y_pred=torch.tensor([[[[0.9, 0.9, 0.9]]]]), y=torch.tensor([[[[1, 0, 1]]]]))
+    >>> metric.aggregate()
+    tensor(0.3333, dtype=torch.float64)
+    """
 
     _counts = staticmethod(_rand_counts)
 
 
 class PixelError(_BestOverThresholds):
-    """:func:`pixel_error` as a MONAI metric: see :class:`_BestOverThresholds` for its use."""
+    """Compute `pixel_error` over batches, as a MONAI metric; inputs and results as stated at the top of this module.
+
+    >>> metric = PixelError(thresholds=(0.5,))
+    >>> counts = metric(y_pred=torch.tensor([[[[0.9, 0.2, 0.4]]]]), y=torch.tensor([[[[1, 1, 0]]]]))
+    >>> metric.aggregate()
+    tensor(0.3333, dtype=torch.float64)
+    """
 
     _counts = staticmethod(_pixel_counts)

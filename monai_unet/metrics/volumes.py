@@ -1,4 +1,4 @@
-"""What MONAI's metrics lack in an evaluation of volumes: millimetres, and a value per class."""
+"""Two additions to MONAI's metrics for the evaluation of volumes: surface distances in mm, and values per class."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ __all__ = ["PerClass", "SurfaceMetricHandler"]
 
 
 class SurfaceMetricHandler(IgniteMetricHandler):
-    """MONAI's `IgniteMetricHandler` for surface distances in millimetres.
+    """Evaluate surface distances in millimetres: MONAI's `IgniteMetricHandler` with the voxel size of each reference.
 
-    MONAI's `HausdorffDistanceMetric` and `SurfaceDistanceMetric` count in voxels unless they are told the ``spacing``,
-    and the plain handler tells none: this one takes it from the affine of each reference. They also take the cut where
-    an organ leaves the volume for its surface; here a surface voxel has a neighbour in the volume that is not of the
-    organ, as in the CHAOS challenge (Kavur et al. 2021). A class that only one of the two masks holds is infinitely far
-    away; one that neither holds has no distance (NaN), and is left out of the means.
+    MONAI's `HausdorffDistanceMetric` and `SurfaceDistanceMetric` count voxels unless they are called with ``spacing``,
+    which the plain handler never does. They also treat the cut where an organ leaves the volume as part of its surface;
+    here a surface voxel has a neighbour inside the volume that is not part of the organ, as in the CHAOS challenge
+    (Kavur et al. 2021). A class that only one of the two masks contains is infinitely far away; one that neither
+    contains has no distance (NaN) and is left out of the means.
 
-    ``output_transform`` gives two lists of binary (K, *spatial), prediction and reference, the latter as `MetaTensor`.
+    ``output_transform`` returns two lists of binary (K, *spatial), prediction and reference, the latter a `MetaTensor`.
+
+    >>> from monai.metrics import SurfaceDistanceMetric
+    >>> handler = SurfaceMetricHandler(SurfaceDistanceMetric(include_background=True, symmetric=True))
+    >>> reference = MetaTensor(torch.zeros(1, 9, 9, 9), affine=torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0])))
+    >>> reference[0, :, 4] = 1  # a plate of one voxel
+    >>> handler.update([[reference.roll(1, dims=2)], [reference]])  # off by one voxel of 2 mm
+    >>> handler.metric_fn.aggregate().item()
+    2.0
     """
 
     @reinit__is_reduced
@@ -34,26 +42,24 @@ class SurfaceMetricHandler(IgniteMetricHandler):
         """Score a batch, item by item.
 
         Raises:
-            TypeError: a reference is no `MetaTensor`, so that its voxel size is unknown.
+            TypeError: a reference is not a `MetaTensor`, so its voxel size is unknown.
         """
         for pred, reference in zip(*output, strict=True):
             if not isinstance(reference, MetaTensor):
-                raise TypeError(
-                    f"the reference is a {type(reference).__name__}; only a MetaTensor tells its voxel size"
-                )
+                raise TypeError(f"the reference is a {type(reference).__name__}; only a MetaTensor has a voxel size")
             pair = [_surface(pred)], [_surface(reference)]
             spacing = reference.pixdim.tolist()
             values = torch.as_tensor(IterationMetric.__call__(self.metric_fn, *pair, spacing=spacing))
-            # MONAI's percentile of infinite distances is NaN, and a missed organ would be left out of the mean
+            # MONAI's percentile of infinite distances is NaN, so the mean would leave out a missed organ
             in_prediction, in_reference = (mask.flatten(1).amax(1) > 0 for (mask,) in pair)
             missed = (in_prediction != in_reference)[-values.shape[1] :]
             self.metric_fn.extend(values.masked_fill(missed, math.inf))
 
 
 def _surface(mask: torch.Tensor) -> torch.Tensor:
-    """(K, *spatial) → its voxels with a face neighbour, inside the volume, that is not of the mask; float32.
+    """The voxels of a mask (K, *spatial) with a face neighbour inside the volume that is not part of it; float32.
 
-    All of them are what MONAI takes for the surface of the result, so it may be handed over in the mask's place.
+    MONAI takes all of them as the surface of the result, so it can replace the mask.
     """
     plain = mask.numpy(force=True) > 0
     cross = ndimage.generate_binary_structure(plain.ndim - 1, 1)[None]
@@ -61,13 +67,19 @@ def _surface(mask: torch.Tensor) -> torch.Tensor:
 
 
 class PerClass:
-    """Splits the metrics of an evaluator by class: beside ``dice`` it puts ``dice_anterior`` and ``dice_posterior``.
+    """Split the metrics of an evaluator by class: ``dice`` into ``dice_anterior`` and ``dice_posterior``.
 
-    It stands before the handlers that print, write or log ``engine.state.metrics`` and ``metric_details``. A value that
-    is not defined (NaN) is left out of the mean of its class. Metrics of another number of columns stay as they are.
+    Attach it before the handlers that print, write or log ``engine.state.metrics`` and ``metric_details``. Undefined
+    values (NaN) are left out of the mean of their class. Metrics with another number of columns stay as they are.
 
     Args:
         classes: names of the classes that the metrics score, in order, at least two; usually without the background.
+
+    >>> engine = Engine(lambda engine, batch: None)
+    >>> engine.state.metrics, engine.state.metric_details = {}, {"dice": torch.tensor([[0.5, 1.0], [0.7, torch.nan]])}
+    >>> PerClass(["anterior", "posterior"])(engine)
+    >>> {name: round(value, 3) for name, value in engine.state.metrics.items()}
+    {'dice_anterior': 0.6, 'dice_posterior': 1.0}
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -79,7 +91,7 @@ class PerClass:
     def __call__(self, engine: Engine) -> None:
         state: Any = engine.state
         for name, details in list(state.metric_details.items()):
-            if details.shape[1] != len(self.classes):  # among them what an earlier validation was split into
+            if details.shape[1] != len(self.classes):  # such as those that an earlier validation was split into
                 continue
             for part, values in zip(self.classes, details.split(1, dim=1), strict=True):
                 state.metric_details[f"{name}_{part}"] = values

@@ -3,7 +3,7 @@
 "We generate smooth deformations using random displacement vectors on a coarse 3 by 3 grid. The displacements are
 sampled from a Gaussian distribution with 10 pixels standard deviation. Per-pixel displacements are then computed
 using bicubic interpolation." The *displacements* are interpolated, never the coordinates, so that sigma = 0 is the
-identity on every size.
+identity for every size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,44 +23,51 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
+from monai_unet.options import parse_choice
+
 __all__ = ["RandElasticDeformation", "RandElasticDeformationd"]
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("reflection", "border", "zeros")
-# torch can copy these but not index them: their bits travel in the signed type of the same width
+#: torch cannot gather from these types, but from the same bits read as the signed type of the same width
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 class RandElasticDeformation(RandomizableTransform):
     """Deform an image by a smooth random field; rotate, shift, mirror and scale it in the same interpolation.
 
-    Output voxel ``o`` shows the input at ``centre + R·F/S·(o − tile centre) + shift + displacement(o)``, with R the
-    rotation, F the mirroring, S the magnification, all in voxels of the input, axis order as in the array. Beyond the
-    edge the image is mirrored about its outermost voxels (numpy's "reflect").
+    Output voxel ``o`` reads the input at ``centre + R·F/S·(o − tile centre) + shift + displacement(o)``, with rotation
+    R, mirroring F and magnification S, all in voxels of the input, in the axis order of the array. Beyond the edge the
+    image is mirrored about its outermost voxels (numpy's "reflect").
 
     Args:
-        grid_size: nodes per axis of the coarse grid, which spans the output tile corner to corner; at least 2.
+        grid_size: nodes per axis of the coarse grid, which spans the output tile from corner to corner; at least 2.
         sigma: standard deviation of the node displacements, in voxels; one number or one per axis.
-        prob: probability of deforming, rotating, shifting, mirroring and scaling at all. Without it the tile is cut out
-            as is.
-        mode: "bilinear" (trilinear in 3-D), "nearest" (labels: dtype and values are kept), or, in 2-D, "bicubic".
+        prob: probability of transforming at all; otherwise the tile is cut out unchanged.
+        mode: "bilinear" (trilinear in 3-D), "nearest" (for labels: keeps dtype and values) or, in 2-D, "bicubic".
         padding_mode: "reflection", "border" or "zeros".
-        spatial_size: size of the output tile, one number or one per axis; None for the input's. The tile may be
-            larger than the image.
-        rotate_range: the angle is uniform in ± this many radians, in voxel space; positive turns like
-            ``torch.rot90(image, 1, (1, 2))``. In 3-D one number for all, or one per axis that is turned about.
+        spatial_size: size of the output tile, one number or one per axis, which may exceed that of the image; None for
+            the size of the input.
+        rotate_range: the angle is uniform in ± this many radians, in voxel space; positive angles turn like
+            ``torch.rot90(image, 1, (1, 2))``. In 3-D one number for all rotation axes, or one per axis.
         translate_range: the shift is uniform in ± this many voxels; one number or one per axis.
-        random_center: centre the tile on a voxel drawn uniformly from the image (whatever ``prob`` says), instead of
-            on the image's centre.
-        flip_prob: probability of mirroring, for each axis on its own; one number or one per axis.
-        sigma_in_mm: ``sigma`` is in the unit of the MetaTensor's affine (millimetres) rather than in voxels.
-        scale_range: the image is magnified by a factor uniform in 1 ± this, the same along all axes; or one range per
-            axis, whose factors are independent. Below 1. From the 3-D U-Net (Çiçek et al. 2016, section 3).
+        random_center: centre the tile on a voxel drawn uniformly from the image (regardless of ``prob``) instead of on
+            the image's centre.
+        flip_prob: probability of mirroring each axis independently; one number or one per axis.
+        sigma_in_mm: ``sigma`` is in the unit of the MetaTensor's affine (millimetres) instead of voxels.
+        scale_range: the image is magnified by a factor uniform in 1 ± this, the same for all axes; or one range per
+            axis, with independent factors. Below 1. From the 3-D U-Net (Çiçek et al. 2016, section 3).
 
     Raises:
-        ValueError: a parameter is out of range, or does not fit the input's number of axes.
+        ValueError: a parameter is out of range, or does not fit the number of axes of the input.
 
     Source: Ronneberger et al. 2015, section 3.1; mirroring beyond the edge as in their Fig. 2.
+
+    >>> deform = RandElasticDeformation(sigma=10, rotate_range=3.14, spatial_size=572).set_random_state(seed=0)
+    >>> deform(torch.rand(1, 512, 512)).shape
+    torch.Size([1, 572, 572])
+    >>> deform.nodes.shape  # the node displacements just drawn: 2 components on a 3 × 3 grid
+    (2, 3, 3)
     """
 
     def __init__(
@@ -83,20 +91,21 @@ class RandElasticDeformation(RandomizableTransform):
         if not np.all(np.isfinite(sigma)) or np.min(sigma) < 0:
             raise ValueError(f"sigma is {sigma!r}; a standard deviation is finite and at least 0, the paper's is 10")
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob!r}; a probability lies in 0 ... 1")
+            raise ValueError(f"prob is {prob!r}; a probability is in 0 ... 1")
         if np.min(flip_prob) < 0 or np.max(flip_prob) > 1:
-            raise ValueError(f"flip_prob is {flip_prob!r}; a probability lies in 0 ... 1")
+            raise ValueError(f"flip_prob is {flip_prob!r}; a probability is in 0 ... 1")
         if spatial_size is not None and np.min(spatial_size) < 1:
             raise ValueError(f"spatial_size is {spatial_size!r}; use at least 1 voxel per axis, or None")
         for name, value in (("rotate_range", rotate_range), ("translate_range", translate_range)):
             if not np.all(np.isfinite(value)):
                 raise ValueError(f"{name} is {value!r}; it must be finite, 0 turns it off")
         if not (np.min(scale_range) >= 0 and np.max(scale_range) < 1):
-            raise ValueError(f"scale_range is {scale_range!r}; it lies in 0 ... 1, 1 excluded, and 0 turns it off")
+            raise ValueError(f"scale_range is {scale_range!r}; it must be at least 0, which turns it off, and below 1")
         RandomizableTransform.__init__(self, prob)
         self.grid_size = grid_size
         self.sigma = sigma
-        self.mode, self.padding_mode = _checked(mode, padding_mode)
+        self.mode = parse_choice("mode", mode, MODES)
+        self.padding_mode = parse_choice("padding_mode", padding_mode, PADDING_MODES)
         self.spatial_size = spatial_size
         self.rotate_range = rotate_range
         self.translate_range = translate_range
@@ -126,14 +135,14 @@ class RandElasticDeformation(RandomizableTransform):
         self.flips: np.ndarray = self.R.uniform(size=rank) < _per_axis("flip_prob", self.flip_prob, rank)
         self.center: np.ndarray = self.R.uniform(size=rank)
         self.scale: np.ndarray = np.ones(rank)
-        if np.any(self.scale_range):  # last, and only then: without it, seeds give what they gave before
+        if np.any(self.scale_range):  # last and only if needed, so that it does not change the other draws of a seed
             ranges = _per_axis("scale_range", self.scale_range, rank)
             self.scale = 1 + self.R.uniform(-1, 1, np.size(self.scale_range)) * ranges
 
     def displacement(self, spatial_size: Sequence[int], device: torch.device | None = None) -> Tensor:
-        """The drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
+        """Interpolate the drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
 
-        Cubic convolution (a = −0.75) of ``self.nodes``, one axis after the other, nodes on the tile's corners.
+        Cubic convolution (a = −0.75) of ``self.nodes``, one axis after another, with nodes on the tile's corners.
         """
         field = torch.as_tensor(self.nodes, dtype=torch.float32, device=device)
         for n in spatial_size:  # consumes the first axis, appends the new one
@@ -141,18 +150,18 @@ class RandElasticDeformation(RandomizableTransform):
         return field
 
     def coordinates(self, input_size: Sequence[int], device: torch.device | None = None) -> tuple[Tensor, bool]:
-        """Where each output voxel looks in an input of this size.
+        """Compute the position in an input of this size that each output voxel reads.
 
         Returns:
-            (rank, *tile) float32, in voxels of the input, before mirroring at the edge; and whether all of them fall
-            on voxels, so that there is nothing to interpolate.
+            (rank, *tile) float32, in voxels of the input, before mirroring at the edge; and whether all positions are
+            voxel centres, so that nothing needs to be interpolated.
         """
         rank = len(input_size)
         tile = tuple(input_size)
         if self.spatial_size is not None:
             tile = tuple(_per_axis("spatial_size", self.spatial_size, rank).tolist())
         old, new = np.asarray(input_size), np.asarray(tile)
-        # whole-voxel start, as MONAI's crops: a tile of another parity must not be shifted by half a voxel
+        # starts on a voxel, as MONAI's crops do: a tile of other parity must not be shifted by half a voxel
         start = np.floor(self.center * old).astype(int) - new // 2 if self.random_center else (old - new) // 2
         middle = (new - 1) / 2
         matrix, target = np.eye(rank), start + middle
@@ -175,14 +184,15 @@ class RandElasticDeformation(RandomizableTransform):
         return field, on_voxels
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
-        """
+        """Deform an image.
+
         Args:
             img: (C, H, W) or (C, H, W, D); numpy array, tensor or MetaTensor.
-            randomize: draw anew; False applies what was drawn before.
+            randomize: draw new parameters; False applies the last ones again.
 
         Returns:
-            (C, *spatial_size), of the input's array type and on its device: float32, or, with mode "nearest", the
-            input's dtype. A MetaTensor keeps its meta data; as with MONAI's Rand2DElastic, the affine is left as is.
+            (C, *spatial_size), of the input's array type and on its device: float32 or, with mode "nearest", the
+            input's dtype. A MetaTensor keeps its metadata; as with MONAI's Rand2DElastic, the affine is not changed.
         """
         if randomize:
             self.randomize(img)
@@ -194,15 +204,23 @@ class RandElasticDeformation(RandomizableTransform):
 
 
 class RandElasticDeformationd(RandomizableTransform, MapTransform):
-    """Dictionary form of :py:class:`RandElasticDeformation`: every key gets the same field.
+    """Dictionary form of `RandElasticDeformation`: every key gets the same field.
 
     Args:
         keys: channel-first items of one spatial shape (image, label, weight map).
         mode: for all keys, or one per key.
         padding_mode: for all keys, or one per key.
         allow_missing_keys: skip absent keys.
+        grid_size, sigma, prob, kwargs: as for `RandElasticDeformation`. ``sigma_in_mm`` uses the first key's affine.
 
-    The other arguments are those of :py:class:`RandElasticDeformation`. ``sigma_in_mm`` reads the first key's affine.
+    Raises:
+        ValueError: as `RandElasticDeformation`.
+
+    >>> deform = RandElasticDeformationd(["image", "label"], mode=["bilinear", "nearest"], flip_prob=0.5)
+    >>> item = {"image": torch.rand(1, 96, 96), "label": torch.randint(0, 3, (1, 96, 96))}
+    >>> out = deform.set_random_state(seed=0)(item)
+    >>> out["image"].dtype, out["label"].dtype
+    (torch.float32, torch.int64)
     """
 
     def __init__(
@@ -214,38 +232,20 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         mode: str | Sequence[str] = "bilinear",
         padding_mode: str | Sequence[str] = "reflection",
         *,
-        spatial_size: int | Sequence[int] | None = None,
-        rotate_range: float | Sequence[float] = 0.0,
-        translate_range: float | Sequence[float] = 0.0,
-        random_center: bool = False,
-        flip_prob: float | Sequence[float] = 0.0,
-        sigma_in_mm: bool = False,
-        scale_range: float | Sequence[float] = 0.0,
         allow_missing_keys: bool = False,
+        **kwargs: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.deformation = RandElasticDeformation(
-            grid_size,
-            sigma,
-            prob,
-            spatial_size=spatial_size,
-            rotate_range=rotate_range,
-            translate_range=translate_range,
-            random_center=random_center,
-            flip_prob=flip_prob,
-            sigma_in_mm=sigma_in_mm,
-            scale_range=scale_range,
-        )
-        modes = ensure_tuple_rep(mode, len(self.keys))
-        self.modes = [
-            _checked(*pair) for pair in zip(modes, ensure_tuple_rep(padding_mode, len(self.keys)), strict=True)
-        ]
+        self.deformation = RandElasticDeformation(grid_size, sigma, prob, **kwargs)
+        self.mode = [parse_choice("mode", m, MODES) for m in ensure_tuple_rep(mode, len(self.keys))]
+        paddings = ensure_tuple_rep(padding_mode, len(self.keys))
+        self.padding_mode = [parse_choice("padding_mode", p, PADDING_MODES) for p in paddings]
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> RandElasticDeformationd:
-        """Set the random state of the drawing, as MONAI's ``Compose.set_random_state`` does."""
+        """Set the random state, as MONAI's ``Compose.set_random_state`` does."""
         super().set_random_state(seed, state)
         self.deformation.set_random_state(seed, state)
         return self
@@ -256,16 +256,16 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         self._do_transform = self.deformation._do_transform
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Deform each key of ``data``; see :py:meth:`RandElasticDeformation.__call__`.
+        """Deform each key of ``data``, as `RandElasticDeformation` does.
 
         Raises:
             ValueError: the keys' spatial shapes differ.
         """
         d = dict(data)
-        together: dict[tuple[str, str], list[Hashable]] = {}
-        for key, how in self.key_iterator(d, self.modes):
-            together.setdefault(how, []).append(key)
-        if not together:
+        groups: dict[tuple[str, str], list[Hashable]] = {}  # keys of the same modes are read together
+        for key, mode, padding_mode in self.key_iterator(d, self.mode, self.padding_mode):
+            groups.setdefault((mode, padding_mode), []).append(key)
+        if not groups:
             return d
         first = d[self.first_key(d)]
         self.randomize(first)
@@ -273,20 +273,19 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         if len(set(shapes.values())) > 1:
             raise ValueError(f"the keys' spatial shapes differ: {shapes}; image, label and weights must match")
         coordinates, on_voxels = self.deformation.coordinates(first.shape[1:], _plain(first).device)
-        paddings = {padding_mode for _, padding_mode in together}
-        where = dict.fromkeys(paddings, coordinates)
-        if "reflection" in paddings:
-            where["reflection"] = _mirrored(coordinates, first.shape[1:])
-        for how, keys in together.items():
-            d.update(zip(keys, _sample([d[key] for key in keys], where[how[1]], on_voxels, *how), strict=True))
+        mirrored = _mirrored(coordinates, first.shape[1:])
+        for (mode, padding_mode), keys in groups.items():
+            where = mirrored if padding_mode == "reflection" else coordinates
+            d.update(zip(keys, _sample([d[key] for key in keys], where, on_voxels, mode, padding_mode), strict=True))
         return d
 
 
 @functools.lru_cache(maxsize=8)
 def _cubic_convolution(nodes: int, n: int, device: torch.device | None) -> Tensor:
-    """Values at the nodes → values at n voxels from the first to the last node: (n, nodes)."""
-    one_by_one = torch.eye(nodes, device=device)[None, None]
-    return F.interpolate(one_by_one, size=(n, nodes), mode="bicubic", align_corners=True)[0, 0]
+    """The matrix (n, nodes) from values at the nodes to values at n voxels from the first to the last node."""
+    return F.interpolate(
+        torch.eye(nodes, device=device)[None, None], size=(n, nodes), mode="bicubic", align_corners=True
+    )[0, 0]
 
 
 def _sample(
@@ -294,7 +293,7 @@ def _sample(
 ) -> list[NdarrayOrTensor]:
     """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels.
 
-    With padding mode "reflection" the coordinates have been through `_mirrored`.
+    For padding mode "reflection" the coordinates must come from `_mirrored`.
     """
     sources = [_plain(image) for image in images]
     size = sources[0].shape[1:]
@@ -335,12 +334,12 @@ def _sample(
 
 
 def _mirrored(coordinates: Tensor, size: Sequence[int]) -> Tensor:
-    """Coordinates beyond the outermost voxels, mirrored about these, back to where the image holds the same."""
+    """Mirror the coordinates beyond the outermost voxels about these, back into the image."""
     coordinates = coordinates.clone()
     for line, n in zip(coordinates, size, strict=True):
         last = n - 1
         low, high = line.aminmax()
-        if max(-low, high) >= 2 * last:  # beyond the first mirror image; a line of one voxel is its own
+        if max(-low, high) >= 2 * last:  # beyond the first mirror image
             line.remainder_(2 * last) if last else line.zero_()
         line.abs_()
         torch.minimum(line, 2 * last - line, out=line)
@@ -348,7 +347,7 @@ def _mirrored(coordinates: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _read_between(line: Tensor, n: int) -> slice:
-    """Of n voxels, those that any interpolation at the coordinates reads: a tile needs no more of a large image."""
+    """The voxels, out of n, that any interpolation at the coordinates reads: a tile of a large image needs few."""
     low, high = line.aminmax()
     start = min(max(int(low) - 2, 0), n - 1)
     return slice(start, max(min(int(high) + 4, n), start + 1))
@@ -381,11 +380,3 @@ def _per_axis(name: str, value: float | Sequence[float], rank: int) -> np.ndarra
     if len(values) not in (1, rank):
         raise ValueError(f"{name} is {value!r}; use one number, or {rank} for this image")
     return np.broadcast_to(values, rank)
-
-
-def _checked(mode: str, padding_mode: str) -> tuple[str, str]:
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; use one of {', '.join(MODES)}")
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode is {padding_mode!r}; use one of {', '.join(PADDING_MODES)}")
-    return mode, padding_mode

@@ -1,13 +1,14 @@
-"""Section 3: touching cells are set apart by a background ridge for training, and put together again afterwards.
+"""Section 3: touching cells are separated by a background ridge for training, and made to touch again afterwards.
 
-The paper computes the separation border "using morphological operations", which it does not name; the rule here is
-that of the authors' 2019 plugin: a voxel becomes background where one of its upper-left neighbours belongs to
-another instance.
+The paper computes the separation border "using morphological operations", which it does not name. The rule here is
+that of the authors' 2019 plugin: a voxel becomes background if one of its upper-left neighbours belongs to another
+instance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
@@ -19,10 +20,10 @@ __all__ = ["LabelInstances", "LabelInstancesd", "SeparateInstances", "SeparateIn
 
 
 def instance_ids(labels: NdarrayOrTensor) -> np.ndarray:
-    """Instance labels (1, *spatial), 0 = background, as int32 ids of shape spatial.
+    """Check instance labels (1, *spatial), 0 = background, and return them as int32 ids of shape spatial.
 
-    Ids far apart are renumbered in order, so that none is larger than the number of voxels + 1 and cost follows the
-    number of instances rather than the largest id.
+    Large ids are renumbered in order, so that none exceeds the number of voxels + 1, and time and memory depend on the
+    number of instances instead of the largest id.
 
     Raises:
         ValueError: several channels, neither 2-D nor 3-D, empty, negative or fractional labels.
@@ -45,29 +46,34 @@ class SeparateInstances(Transform):
     """Carve a background ridge between touching instances.
 
     The ridge is one voxel wide: of two neighbouring voxels of different instances, the later one in array order
-    becomes background: with ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left
-    in 2-D), with 2 then with its diagonal predecessors, among what is left. After that, no two instances are
-    connected in that sense. Of an instance that the ridge cuts in several, the largest part stays. So
-    :py:class:`LabelInstances` with the same
-    ``connectivity`` finds as many instances, if each was in one piece.
+    becomes background. With ``connectivity`` 1 a voxel is compared with its predecessor along each axis (up and left in
+    2-D), with 2 then also with its diagonal predecessors, among what is left. After that no two instances are
+    connected in this sense. If the ridge cuts an instance into pieces, only the largest remains, so that
+    `LabelInstances` with the same ``connectivity`` finds as many instances as there were, provided that each was
+    connected.
 
     An instance that would vanish (it is one voxel wide along its contacts) is kept, and its neighbours are carved
-    instead. Where a neighbour would vanish in its turn, only what does not touch it is kept: of two touching
+    instead. If a neighbour would vanish in its turn, only the voxels that do not touch it are kept: of two touching
     instances of one voxel each, the later one is lost.
 
-    A network that cannot tell to the voxel where a contact lies learns a ridge of one voxel nowhere. With ``width``
-    above 1 a corridor of that width along the line of equal distance to two instances becomes background too; it
-    also widens the narrower gaps that the labels have.
+    A network that cannot locate a contact to the voxel never learns a ridge of one voxel. With ``width`` above 1 a
+    corridor of that width along the line of equal distance to two instances becomes background as well, which also
+    widens narrower gaps in the labels.
 
     Args:
-        width: of the corridor between two instances, in voxels; odd, 1 carves contacts only.
-        connectivity: as in ``scipy.ndimage.generate_binary_structure``; 1 is 4-connected in 2-D, 6-connected in 3-D.
-        keep_ids: return the carved instance ids (the weight map is computed on them) instead of the mask.
+        connectivity: as in `scipy.ndimage.generate_binary_structure`; 1 is 4-connected in 2-D, 6-connected in 3-D.
+        keep_ids: return the carved instance ids (for `BorderWeightMap`) instead of the mask.
+        width: width of the corridor between two instances, in voxels; odd. 1 carves contacts only.
 
     Raises:
-        ValueError: width or connectivity out of range; labels negative, fractional, or of several channels.
+        ValueError: width or connectivity is out of range; labels are negative, fractional, or of several channels.
 
     Source: Ronneberger et al. 2015, section 3; neighbours as in the authors' plugin (Falk et al. 2019).
+
+    >>> cells = np.array([[[1, 1, 2, 2], [1, 1, 2, 2]]])
+    >>> SeparateInstances(keep_ids=True)(cells)
+    array([[[1, 1, 0, 2],
+            [1, 1, 0, 2]]])
     """
 
     def __init__(self, connectivity: int = 1, keep_ids: bool = False, width: int = 1) -> None:
@@ -76,13 +82,14 @@ class SeparateInstances(Transform):
         self.connectivity, self.keep_ids, self.width = _checked_connectivity(connectivity), keep_ids, width
 
     def __call__(self, labels: NdarrayOrTensor) -> NdarrayOrTensor:
-        """
+        """Carve the labels of one image.
+
         Args:
             labels: instance ids (1, H, W) or (1, H, W, D), whole numbers of any dtype, 0 = background.
 
         Returns:
-            mask (1, *spatial) uint8, 1 = foreground; or with ``keep_ids`` the carved ids in the labels' dtype. Of
-            the labels' array type; a MetaTensor keeps its meta data.
+            mask (1, *spatial) uint8, 1 = foreground; with ``keep_ids`` the carved ids in the labels' dtype. Of the
+            labels' array type; a MetaTensor keeps its metadata.
         """
         ids = instance_ids(labels)
         carved = self._carve(ids)
@@ -115,7 +122,7 @@ class SeparateInstances(Transform):
             carved[ndimage.distance_transform_edt(~middle) <= self.width // 2] = 0
 
     def _rescue(self, ids: np.ndarray, carved: np.ndarray) -> None:
-        """Bring back instances that were carved away, at their neighbours' expense where those survive it."""
+        """Restore instances that were carved away, at the expense of neighbours that survive it."""
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         left = np.bincount(carved.ravel(), minlength=ids.max() + 1)
         lost = np.flatnonzero((np.bincount(ids.ravel()) > 0) & (left == 0))
@@ -134,7 +141,7 @@ class SeparateInstances(Transform):
             left[number] = own.sum()
 
     def _drop_fragments(self, ids: np.ndarray, carved: np.ndarray) -> None:
-        """Of what was one piece and is cut in several, keep the largest: it would be counted more than once."""
+        """Keep only the largest fragment of a piece that was cut: it would be counted more than once."""
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         fragments, count = ndimage.label(carved, structure)
         size = np.bincount(fragments.ravel(), minlength=count + 1)
@@ -153,24 +160,31 @@ class SeparateInstances(Transform):
 
 
 class LabelInstances(Transform):
-    """Foreground to instances: connected components, parted at thin necks, with the carved ridge given back.
+    """Find the instances of a mask: connected components, split at thin necks, with the carved ridge given back.
 
     Args:
-        connectivity: as in ``scipy.ndimage.generate_binary_structure``; 1 is 4-connected in 2-D, 6-connected in 3-D.
+        connectivity: as in `scipy.ndimage.generate_binary_structure`; 1 is 4-connected in 2-D, 6-connected in 3-D.
         min_size: components of fewer voxels are dropped.
         fill_holes: fill the background enclosed by an instance.
-        grow: give back the ridge, so that touching cells touch again: background voxels that have two different
-            instances within this many steps from face to face go to the nearest one, of equally near ones to the
-            later. A straight ridge is given back whole when ``grow`` is at least its width, so 1 undoes
-            :py:class:`SeparateInstances` but for single voxels where three cells meet or contacts end. Outlines that
-            face no other instance stay as they are.
-        neck: parts of a component are instances of their own where what joins them is nowhere wider than twice this
-            many voxels: what lies deeper than that below the surface are the cores, and each voxel goes to the nearest
-            core of its component. With ``fill_holes``, holes of fewer than ``min_size`` voxels are no surface. 0:
-            components stay as they are. A good value is the largest that parts none of the training set's instances.
+        grow: give back the ridge, so that touching cells touch again: a background voxel that has two different
+            instances within this many steps from face to face goes to the nearest one (the later one if equally near).
+            A straight ridge is given back completely if ``grow`` is at least its width, so 1 undoes `SeparateInstances`
+            except for single voxels where three cells meet or contacts end. Outlines that face no other instance stay.
+        neck: split a component where its parts are joined by necks no wider than twice this many voxels: the voxels
+            deeper than that below the surface are the cores, and each voxel goes to the nearest core of its component.
+            With ``fill_holes``, holes of fewer than ``min_size`` voxels do not count as surface. 0 never splits. A good
+            value is the largest that splits no instance of the training set.
 
     Raises:
         ValueError: a parameter is out of range; the mask is fractional (probabilities), or of several channels.
+
+    Source: Ronneberger et al. 2015, section 3.
+
+    >>> mask = np.array([[[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 0, 0]]])
+    >>> LabelInstances()(mask)
+    array([[[1, 1, 2, 2],
+            [1, 1, 2, 2],
+            [0, 0, 0, 0]]], dtype=uint16)
     """
 
     def __init__(
@@ -183,13 +197,14 @@ class LabelInstances(Transform):
         self.min_size, self.fill_holes, self.grow, self.neck = min_size, fill_holes, grow, neck
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
-        """
+        """Label the instances of one image.
+
         Args:
-            mask: foreground (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0.
+            mask: (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0.
 
         Returns:
-            ids (1, *spatial), 1 … n in array order of their components' first voxels, 0 = background; uint16, or int32
-            above 65,535 instances. Of the mask's array type; a MetaTensor keeps its meta data.
+            ids (1, *spatial), 1 … n in the array order of the components' first voxels, 0 = background; uint16, or
+            int32 above 65,535 instances. Of the mask's array type; a MetaTensor keeps its metadata.
         """
         foreground: np.ndarray = convert_to_numpy(mask)
         if foreground.ndim not in (3, 4) or foreground.shape[0] != 1:
@@ -201,7 +216,7 @@ class LabelInstances(Transform):
         ids, count = ndimage.label(foreground, structure, output=np.int32)
         ids, count = self._without_small(ids, count)
         if self.neck and count:
-            ids, count = self._without_small(*self._part(foreground, ids, count))
+            ids, count = self._without_small(*self._split(foreground, ids, count))
         if self.fill_holes:
             self._fill_holes(ids)
         if self.grow and count > 1:
@@ -216,12 +231,12 @@ class LabelInstances(Transform):
         large[0] = False
         return np.where(large, np.cumsum(large), 0).astype(np.int32)[ids], int(large.sum())
 
-    def _part(self, foreground: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    def _split(self, foreground: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         if self.fill_holes:
             holes, _ = ndimage.label(~foreground)
             foreground = foreground | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
-        # the image's edge is no surface: what lies beyond it is not known
+        # the edge of the image does not count as surface: what is beyond it is unknown
         depth = ndimage.distance_transform_edt(np.pad(foreground, 1, mode="edge"))[(slice(1, -1),) * ids.ndim]
         deep = (ids > 0) & (depth > self.neck)
         cores, parts = ndimage.label(deep, structure, output=np.int32)
@@ -231,7 +246,7 @@ class LabelInstances(Transform):
         taken = np.maximum(per_component, 1)  # a component without a core stays one instance
         taken[0] = 0
         before = (np.cumsum(taken) - taken).astype(np.int32)
-        parted = np.where(ids, before[ids] + 1, 0).astype(np.int32)
+        divided = np.where(ids, before[ids] + 1, 0).astype(np.int32)
         several = np.flatnonzero(per_component > 1)
         boxes = ndimage.find_objects(ids) if len(several) else []
         for number in several.tolist():
@@ -240,8 +255,8 @@ class LabelInstances(Transform):
             mine = np.where(own, cores[box], 0)
             nearest = ndimage.distance_transform_edt(mine == 0, return_distances=False, return_indices=True)
             mine = mine[tuple(nearest)][own]
-            parted[box][own] = before[number] + 1 + np.searchsorted(np.unique(mine), mine)
-        return parted, int(taken.sum())
+            divided[box][own] = before[number] + 1 + np.searchsorted(np.unique(mine), mine)
+        return divided, int(taken.sum())
 
     def _fill_holes(self, ids: np.ndarray) -> None:
         # one by one: on the mask as a whole, a pocket enclosed by several cells would weld them together
@@ -251,7 +266,7 @@ class LabelInstances(Transform):
             window[ndimage.binary_fill_holes(window == number, outside) & (window == 0)] = number
 
     def _give_back_ridge(self, ids: np.ndarray) -> None:
-        # seen from the last voxel: of two instances equally near, scipy then takes the later one, which was carved
+        # flipped, because of two equally near instances scipy then takes the later one, which was carved
         ids = np.flip(ids)
         highest = _within_steps(ids, self.grow, np.maximum)
         lowest = _within_steps(np.where(ids, ids, ids.max() + 1), self.grow, np.minimum)
@@ -261,26 +276,24 @@ class LabelInstances(Transform):
 
 
 class SeparateInstancesd(MapTransform):
-    """Dictionary form of :py:class:`SeparateInstances`.
+    """Dictionary form of `SeparateInstances`.
 
     Args:
         keys: items of instance ids.
         allow_missing_keys: skip absent keys.
+        args, kwargs: as for `SeparateInstances`.
+
+    >>> separate = SeparateInstancesd("label", keep_ids=True)
+    >>> separate({"label": np.array([[[1, 1, 2, 2]]])})["label"]
+    array([[[1, 1, 0, 2]]])
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        connectivity: int = 1,
-        keep_ids: bool = False,
-        allow_missing_keys: bool = False,
-        width: int = 1,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *args: Any, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.separate = SeparateInstances(connectivity, keep_ids, width)
+        self.separate = SeparateInstances(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Replace each key's labels; see :py:meth:`SeparateInstances.__call__`."""
+        """Replace the labels of each key, as `SeparateInstances` does."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.separate(d[key])
@@ -288,28 +301,24 @@ class SeparateInstancesd(MapTransform):
 
 
 class LabelInstancesd(MapTransform):
-    """Dictionary form of :py:class:`LabelInstances`.
+    """Dictionary form of `LabelInstances`.
 
     Args:
         keys: items of foreground masks.
         allow_missing_keys: skip absent keys.
+        args, kwargs: as for `LabelInstances`.
+
+    >>> label = LabelInstancesd("pred", min_size=2)
+    >>> label({"pred": np.array([[[1, 0, 0, 1, 1]]])})["pred"]
+    array([[[0, 0, 0, 1, 1]]], dtype=uint16)
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        connectivity: int = 1,
-        min_size: int = 0,
-        fill_holes: bool = False,
-        grow: int = 1,
-        allow_missing_keys: bool = False,
-        neck: float = 0,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *args: Any, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.label = LabelInstances(connectivity, min_size, fill_holes, grow, neck)
+        self.label = LabelInstances(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Replace each key's mask; see :py:meth:`LabelInstances.__call__`."""
+        """Replace the mask of each key, as `LabelInstances` does."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.label(d[key])
@@ -317,7 +326,7 @@ class LabelInstancesd(MapTransform):
 
 
 def _within_steps(ids: np.ndarray, steps: int, choose: np.ufunc) -> np.ndarray:
-    """The largest or smallest id within so many steps from face to face of each voxel."""
+    """The largest or smallest id within this many steps from face to face, for each voxel."""
     for _ in range(steps):
         before, ids = ids, ids.copy()
         for axis in range(ids.ndim):

@@ -1,8 +1,9 @@
-"""Eq. 2: the weight of each voxel, high on the narrow background between touching objects."""
+"""Eq. 2 of the paper: the weight map, high on the narrow background between touching objects."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
@@ -14,35 +15,43 @@ from monai_unet.transforms.instances import instance_ids
 
 __all__ = ["BorderWeightMap", "BorderWeightMapd"]
 
-#: the most that cutting off far distances may take from a weight: a tenth of the promised 1e-4
+#: border terms below this are cut off: a tenth of the documented accuracy of 1e-4
 NEGLIGIBLE = 1e-5
 
 
 class BorderWeightMap(Transform):
-    """Instance labels to weights: ``w(x) = w_c(x) + w0 · exp(−(d1(x) + d2(x))² / 2σ²)``.
+    """Compute the weight map of Eq. 2 from instance labels.
 
-    d1 and d2 are the Euclidean distances from x to the nearest and to the second-nearest object, 0 inside the
-    object; the term is added at every voxel, foreground too, as Eq. 2 is written. With fewer than two objects there
-    is no border term. Objects that touch are set apart first by :py:class:`SeparateInstances` with ``keep_ids``.
+    ::
 
-    Each object's distance transform is taken within its bounding box plus the distance at which the term has fallen
-    to 1e-5, so that the cost follows the objects' sizes, not objects × image; the result equals one whole-image
-    transform per object within 1e-4.
+        w(x) = w_c(x) + w0 · exp(−(d1(x) + d2(x))² / 2σ²)
+
+    d1 and d2 are the Euclidean distances from x to the nearest and to the second-nearest object, 0 inside it. The term
+    is added at every voxel, foreground included, as in Eq. 2; with fewer than two objects there is none. Separate
+    touching objects first, with `SeparateInstances` and ``keep_ids``.
+
+    The distances to each object are computed in its bounding box plus a margin, beyond which the term is below 1e-5.
+    The time thus depends on the size of the objects, not on objects × image, and the result equals one distance
+    transform of the whole image per object within 1e-4.
 
     Args:
-        w0: height of the border term; 0 leaves the class weights. The authors' 2019 plugin uses w0 = 50, sigma = 6,
-            and a second background term that is not built here.
-        sigma: its width, in voxels, or in the unit of ``spacing``.
-        class_weights: w_c. "balanced": N / (2 N_c) with N_c the class's voxels of N in this image, 1 for a class
-            that is absent (the paper says no more than that w_c balances the frequencies); a pair (background,
-            foreground); or None for 1 everywhere.
-        spacing: voxel size per axis, for distances in that unit; None for voxels.
+        w0: height of the border term; 0 leaves the class weights. The authors' 2019 plugin uses w0 = 50, sigma = 6
+            and a second background term, which is not implemented here.
+        sigma: width σ of the border term, in voxels or in the unit of ``spacing``.
+        class_weights: w_c. "balanced" is N / (2 N_c), where N_c of the N voxels of this image belong to the class, and
+            1 for an absent class (the paper only says that w_c balances the class frequencies); a pair (background,
+            foreground); None for 1 everywhere.
+        spacing: voxel size per axis, for distances in its unit; None for voxels.
 
     Raises:
-        ValueError: a parameter is out of range; labels are negative, fractional, or of several channels; ignore has
+        ValueError: a parameter is out of range; labels are negative, fractional, or of several channels; ``ignore`` has
             another shape.
 
-    Source: Ronneberger et al. 2015, Eq. 2.
+    Source: Ronneberger et al. 2015, Eq. 2 and section 3.
+
+    >>> labels = np.array([[[1, 0, 0, 0, 2]]])  # d1 + d2 = 4 everywhere: 1 + 10 · exp(−4² / 50)
+    >>> BorderWeightMap(w0=10, sigma=5, class_weights=None)(labels).round(2)
+    array([[[8.26, 8.26, 8.26, 8.26, 8.26]]], dtype=float32)
     """
 
     def __init__(
@@ -70,13 +79,15 @@ class BorderWeightMap(Transform):
         self.w0, self.sigma, self.class_weights, self.spacing = w0, sigma, class_weights, spacing
 
     def __call__(self, labels: NdarrayOrTensor, ignore: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
-        """
+        """Compute the weights of one image.
+
         Args:
             labels: instance ids (1, H, W) or (1, H, W, D), whole numbers of any dtype, 0 = background.
-            ignore: (1, *spatial), not 0 where nothing is known: no weight there, and no part in the frequencies.
+            ignore: (1, *spatial), not 0 where the label is unknown: these voxels get weight 0 and do not count in the
+                class frequencies.
 
         Returns:
-            weights (1, *spatial) float32, of the labels' array type; a MetaTensor keeps its meta data.
+            weights (1, *spatial) float32, of the labels' array type; a MetaTensor keeps its metadata.
         """
         ids = instance_ids(labels)
         known = np.ones(ids.shape, bool) if ignore is None else convert_to_numpy(ignore)[0] == 0
@@ -99,7 +110,7 @@ class BorderWeightMap(Transform):
         spacing = np.ones(ids.ndim) if self.spacing is None else np.asarray(self.spacing, dtype=float)
         if len(spacing) != ids.ndim:
             raise ValueError(f"spacing is {self.spacing!r}; use {ids.ndim} numbers for this image")
-        # further from the second-nearest object than this, the term is below NEGLIGIBLE whatever d1 is
+        # farther than this from the second-nearest object, the term is below NEGLIGIBLE whatever d1 is
         reach = self.sigma * np.sqrt(2 * max(np.log(self.w0 / NEGLIGIBLE), 0.0))
         margin = np.ceil(reach / spacing).astype(int).tolist()
         nearest = np.full(ids.shape, np.inf, dtype=np.float32)
@@ -116,36 +127,40 @@ class BorderWeightMap(Transform):
 
 
 class BorderWeightMapd(MapTransform):
-    """Dictionary form of :py:class:`BorderWeightMap`: ``data[output_key] = weights of data[key]``.
+    """Dictionary form of `BorderWeightMap`: ``data[output_key] = weights of data[keys]``.
 
     Args:
-        keys: the one key of the instance labels, which stay as they are.
-        output_key: where the weights go.
-        ignore_key: item that is not 0 where nothing is known; None: everything is.
-        allow_missing_keys: do nothing when the key is absent.
+        keys: the one key of the instance labels, which are kept.
+        output_key: key for the weights.
+        ignore_key: item that is not 0 where the label is unknown; None if it is known everywhere.
+        allow_missing_keys: do nothing if the key is absent.
+        args, kwargs: as for `BorderWeightMap`.
 
-    The other arguments are those of :py:class:`BorderWeightMap`.
+    Raises:
+        ValueError: several keys; as `BorderWeightMap`.
+
+    >>> weigh = BorderWeightMapd("label", w0=10, sigma=5, class_weights=None)
+    >>> weigh({"label": np.array([[[1, 0, 0, 0, 2]]])})["weight"].round(2)
+    array([[[8.26, 8.26, 8.26, 8.26, 8.26]]], dtype=float32)
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        w0: float = 10.0,
-        sigma: float = 5.0,
-        class_weights: str | Sequence[float] | None = "balanced",
-        spacing: Sequence[float] | None = None,
+        *args: Any,
         output_key: str = "weight",
-        allow_missing_keys: bool = False,
         ignore_key: str | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"keys is {self.keys!r}; use one key, its weights go to output_key {output_key!r}")
         self.output_key, self.ignore_key = output_key, ignore_key
-        self.weight_map = BorderWeightMap(w0, sigma, class_weights, spacing)
+        self.weight_map = BorderWeightMap(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Add the weights; see :py:meth:`BorderWeightMap.__call__`."""
+        """Add the weights, as `BorderWeightMap` computes them."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[self.output_key] = self.weight_map(d[key], d[self.ignore_key] if self.ignore_key else None)

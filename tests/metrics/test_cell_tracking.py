@@ -260,7 +260,7 @@ def test_cell_errors_per_image_and_overall() -> None:
 
 
 def test_cell_errors_refuse_other_kinds_and_no_images() -> None:
-    with pytest.raises(ValueError, match='kind is \'lost\'; use "merged" or "split"'):
+    with pytest.raises(ValueError, match="kind is 'lost'; it must be merged or split"):
         CellErrors("lost")
     with pytest.raises(ValueError, match="CellErrors has seen no image"):
         CellErrors("split").aggregate()

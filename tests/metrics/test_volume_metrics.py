@@ -127,7 +127,7 @@ def test_empty_masks(prediction, reference, dice, distance):
 def test_a_reference_without_voxel_size_is_refused():
     parser = ConfigParser({"metrics": ConfigParser.load_config_file(EVALUATE)})
     handler = parser.get_parsed_content("metrics::additional_metrics::assd_mm")
-    with pytest.raises(TypeError, match="the reference is a Tensor; only a MetaTensor tells its voxel size"):
+    with pytest.raises(TypeError, match="the reference is a Tensor; only a MetaTensor has a voxel size"):
         handler.update([[torch.zeros(3, 4, 4, 4)], [torch.zeros(3, 4, 4, 4)]])
 
 
