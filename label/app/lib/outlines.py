@@ -12,49 +12,39 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from monai_unet.data.microscopy.outlines import outlines
+from monai_unet.data.microscopy.outlines import instance_polygons
 
 COLOR = [255, 210, 0]
 
 
-def elements(collection: dict[str, Any], label: str, region: list[int] | None = None) -> list[dict[str, Any]]:
-    """The outer rings of a GeoJSON collection as MONAI Label's annotation elements, one element per instance.
+def annotation(ids: np.ndarray, label: str, region: list[int] | None = None) -> dict[str, Any]:
+    """The annotation that MONAI Label's writers of ASAP, DSA and JSON take: the outer rings of each instance.
 
     Args:
-        collection: of `monai_unet.data.microscopy.outlines.outlines`.
-        label: the class of all of them.
-        region: x, y, width, height in pixels; only instances whose bounding box has its centre there. None for all.
+        ids: instance ids (H, W), 0 = background.
+        label: the class of all instances.
+        region: x, y, width, height in pixels: leave out instances whose bounding box has its centre elsewhere.
     """
-    found = []
-    for feature in collection["features"]:
-        geometry = feature["geometry"]
-        polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
-        rings = [polygon[0] for polygon in polygons]
-        points = np.concatenate([np.asarray(ring) for ring in rings])
-        if region is not None:
-            centre = (points.min(0) + points.max(0)) / 2 - region[:2]
-            if (centre < 0).any() or (centre >= region[2:]).any():
-                continue
-        found.append({"label": label, "contours": rings})
-    return found
-
-
-def annotation(ids: np.ndarray, label: str, region: list[int] | None = None) -> dict[str, Any]:
-    """Instances (H, W) as what MONAI Label's writers of ASAP, DSA and JSON take."""
     x, y, width, height = region or (0, 0, 0, 0)
-    found = elements(outlines(ids), label, region)
-    return {"location": [x, y], "size": [width, height], "elements": found, "labels": {label: COLOR}}
+    elements = []
+    for polygons in instance_polygons(ids).values():
+        rings = [polygon[0] for polygon in polygons]
+        points = np.concatenate(rings)
+        centre = (points.min(0) + points.max(0)) / 2 - (x, y)
+        if region is None or ((centre >= 0) & (centre < (width, height))).all():
+            elements.append({"label": label, "contours": rings})
+    return {"location": [x, y], "size": [width, height], "elements": elements, "labels": {label: COLOR}}
 
 
 def mask_of_xml(path: Path, shape: tuple[int, int], instances: bool) -> np.ndarray:
-    """QuPath's annotations as a mask (H, W): each polygon its own number, or 1 for all.
+    """Draw QuPath's annotations as a mask (H, W): a number of its own for each polygon, or 1 for all.
 
-    A pixel belongs to the polygon that holds its centre; where polygons overlap, to the later one.
+    A pixel belongs to the polygon that contains its centre; where polygons overlap, to the later one.
 
     Args:
         path: ASAP XML, as QuPath's plugin submits it.
         shape: rows and columns of the image.
-        instances: whether each polygon is an object of its own.
+        instances: whether each polygon is a separate object.
 
     Returns:
         uint16, or uint8 where all are 1.

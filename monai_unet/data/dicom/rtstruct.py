@@ -18,7 +18,7 @@ import monai_unet
 from monai_unet.data.dicom.geometry import planes_of
 from monai_unet.data.dicom.quiet import quiet
 from monai_unet.data.dicom.segmentation import planes_of_mask, source_headers
-from monai_unet.data.microscopy.outlines import outlines
+from monai_unet.data.microscopy.outlines import instance_polygons
 from monai_unet.files import replacing
 
 if TYPE_CHECKING:
@@ -133,12 +133,10 @@ def _contours(frames: npt.NDArray[np.bool_], headers: Sequence[Dataset]) -> list
         if not frame.any():
             continue
         image = _reference(headers[min(number, len(headers)) - 1], number if len(headers) == 1 < len(frames) else None)
-        geometry = outlines(frame.astype(np.uint8))["features"][0]["geometry"]
-        polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-        for outer, *holes in polygons:
+        for outer, *holes in instance_polygons(frame)[1]:
             # through each hole's corner and back to the first corner
             corners = np.array(outer + [corner for hole in holes for corner in (*hole, outer[0])], dtype=float)
-            column, row = (corners[:-1] - 0.5).T  # outlines count from the corner of the first pixel
+            column, row = (corners[:-1] - 0.5).T  # polygons count from the corner of the first pixel
             points = (
                 place.position
                 + np.outer(column * place.spacing[1], place.orientation[:3])

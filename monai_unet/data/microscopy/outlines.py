@@ -1,4 +1,4 @@
-"""Instances as outlines: GeoJSON that QuPath opens by drag and drop."""
+"""Instances as outlines: polygons along the pixels' edges, and the GeoJSON that QuPath opens by drag and drop."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from scipy import ndimage
 
 from monai_unet.files import replacing
 
-__all__ = ["OutlinesWriter", "outlines"]
+__all__ = ["OutlinesWriter", "instance_polygons", "outlines"]
 
 Ring = list[list[int]]
+Polygon = list[Ring]
 
 
-def outlines(ids: NdarrayOrTensor) -> dict[str, Any]:
-    """The outlines of instances as a GeoJSON FeatureCollection (RFC 7946), one feature per instance.
+def instance_polygons(ids: NdarrayOrTensor) -> dict[int, list[Polygon]]:
+    """Outline instances, each as one polygon per 4-connected piece.
 
     Coordinates are (x, y) = (column, row) in pixels. The pixel in row r and column c covers x from c to c + 1, y from
-    r to r + 1, as QuPath draws it; outlines run along the pixels' edges, so a polygon's area is its number of pixels.
-    The outer ring has a positive shoelace area, holes a negative one. An instance in several 4-connected pieces is a
-    MultiPolygon.
+    r to r + 1; outlines run along the pixels' edges, so a polygon's area is its number of pixels. A polygon is its
+    outer ring, of positive shoelace area, followed by its holes, of negative area. Rings are closed and never touch
+    themselves: where two pixels of a piece meet at a corner only, the ring crosses from one to the other.
 
     Args:
         ids: instance ids (H, W), whole numbers of any dtype, 0 = background.
 
     Returns:
-        features in the order of the ids, of QuPath's type "detection" and class "cell"; a feature's name is its id.
+        The polygons of each id, in ascending order of the ids.
 
     Raises:
         ValueError: not (H, W).
+
+    >>> import numpy as np
+    >>> instance_polygons(np.array([[0, 0, 0], [0, 7, 7]]))
+    {7: [[[[1, 1], [3, 1], [3, 2], [1, 2], [1, 1]]]]}
     """
     array: np.ndarray = convert_to_numpy(ids)
     if array.ndim != 2:
@@ -43,63 +48,111 @@ def outlines(ids: NdarrayOrTensor) -> dict[str, Any]:
     names, numbers = np.unique(array[array > 0], return_inverse=True)
     image = np.zeros(array.shape, np.int32)
     image[array > 0] = numbers + 1
+    pieces, owners = np.zeros_like(image), list[int]()
+    for name, box in zip(names.tolist(), ndimage.find_objects(image), strict=True):
+        found, count = ndimage.label(array[box] == name)
+        pieces[box][found > 0] = found[found > 0] + len(owners)
+        owners += [int(name)] * count
+    polygons: list[Polygon] = [[] for _ in owners]
+    for piece, ring in _rings(pieces):
+        polygons[piece - 1].append(ring)
+    result: dict[int, list[Polygon]] = {name: [] for name in owners}
+    for name, polygon in zip(owners, polygons, strict=True):
+        result[name].append(polygon)
+    return result
+
+
+def _rings(pieces: np.ndarray) -> Iterator[tuple[int, Ring]]:
+    """Trace the rings of 4-connected pieces (H, W), each with its piece's number, in the order of their top edges.
+
+    An edge leads from one corner of a pixel to the next, with its piece on the right as seen on the screen. It is known
+    by its first corner and its direction: 0 right, 1 down, 2 left, 3 up.
+    """
+    width = pieces.shape[1] + 2
+    pixels = np.pad(pieces, 1).ravel()  # a corner has the index of the pixel to its upper left
+    steps = np.array([1, width, -1, -width])
+    around = np.array([1, width + 1, width, 0])  # from a corner to its pixels, clockwise from the upper right
+    views = [pixels[offset : offset + pixels.size - width - 1] for offset in around]
+    ahead = [(left, views[direction - 3]) for direction, left in enumerate(views)]
+    starts = [np.flatnonzero((right > 0) & (right != left)) for left, right in ahead]
+    edges = np.sort(np.concatenate([corners * 4 + direction for direction, corners in enumerate(starts)]))
+    corner, direction = np.divmod(edges, 4)
+    piece = pixels[corner + around[direction - 3]]
+
+    end = corner + steps[direction]
+    left, right = (pixels[end + around[side]] == piece for side in (direction, direction - 3))
+    turn = np.where(left, -1, np.where(right, 0, 1))  # to the left first: that crosses where pixels meet at a corner
+    following = np.searchsorted(edges, end * 4 + (direction + turn) % 4)
+    is_vertex = np.zeros(len(edges), bool)
+    is_vertex[following[turn != 0]] = True
+
+    horizontal = np.flatnonzero(direction % 2 == 0)
+    tops = horizontal[np.argsort((corner - direction // 2)[horizontal], kind="stable")]
+    rows, columns = (axis.tolist() for axis in np.divmod(corner, width))
+    path, vertices, seen = following.tolist(), is_vertex.tolist(), bytearray(len(edges))
+    for top in tops.tolist():
+        ring, edge = [], top
+        while not seen[edge]:
+            seen[edge] = True
+            if vertices[edge]:
+                ring.append([columns[edge], rows[edge]])
+            edge = path[edge]
+        if ring:
+            yield int(piece[top]), [*ring, ring[0]]
+
+
+def outlines(ids: NdarrayOrTensor) -> dict[str, Any]:
+    """Outline instances as a GeoJSON FeatureCollection (RFC 7946), one feature per instance.
+
+    Args:
+        ids: instance ids (H, W), whole numbers of any dtype, 0 = background.
+
+    Returns:
+        The polygons of :func:`instance_polygons`, which are pixels as QuPath draws them. Features are in ascending
+        order of the ids, of QuPath's type "detection" and class "cell"; a feature's name is its id. An instance in
+        several pieces is a MultiPolygon.
+
+    Raises:
+        ValueError: not (H, W).
+
+    >>> import numpy as np
+    >>> (cell,) = outlines(np.array([[0, 0, 0], [0, 7, 7]]))["features"]
+    >>> cell["properties"]["name"], cell["geometry"]["type"], cell["geometry"]["coordinates"]
+    ('7', 'Polygon', [[[1, 1], [3, 1], [3, 2], [1, 2], [1, 1]]])
+    """
     features = []
-    for number, (name, box) in enumerate(zip(names.tolist(), ndimage.find_objects(image), strict=True), start=1):
-        pieces, count = ndimage.label(image[box] == number)
-        corner = np.array([box[1].start, box[0].start])
-        polygons = [list(_rings(pieces == piece, corner)) for piece in range(1, count + 1)]
+    for name, polygons in instance_polygons(ids).items():
         geometry: dict[str, Any] = {"type": "Polygon", "coordinates": polygons[0]}
-        if count > 1:
+        if len(polygons) > 1:
             geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties = {"objectType": "detection", "name": str(int(name)), "classification": {"name": "cell"}}
+        properties = {"objectType": "detection", "name": str(name), "classification": {"name": "cell"}}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return {"type": "FeatureCollection", "features": features}
-
-
-def _rings(piece: np.ndarray, corner: np.ndarray) -> Iterator[Ring]:
-    """The closed rings of one 4-connected piece (H, W), moved by corner: the outer one, then the holes'.
-
-    Each edge between a pixel of the piece and one outside is walked once, the piece to the right on the screen. Where
-    two pixels of the piece meet at a corner only, the walk crosses from one to the other: so a ring touches itself
-    nowhere, which makes the polygon valid.
-    """
-    edges: dict[tuple[int, int, int, int], None] = {}  # (x, y, dx, dy) in reading order, the outer ring's first
-    padded = np.pad(piece, 1).astype(np.int8)
-    rows = np.diff(padded, axis=0)[:, 1:-1]  # 1 where a pixel of the piece lies below the line, −1 above it
-    columns = np.diff(padded, axis=1)[1:-1]  # 1 where one lies right of the line, −1 left of it
-    for y, x in np.argwhere(rows).tolist():
-        edges[(x, y, 1, 0) if rows[y, x] > 0 else (x + 1, y, -1, 0)] = None
-    for y, x in np.argwhere(columns).tolist():
-        edges[(x, y + 1, 0, -1) if columns[y, x] > 0 else (x, y, 0, 1)] = None
-    left = dict(edges)
-    while left:
-        edge = next(iter(left))
-        path = []
-        while edge in left:
-            del left[edge]
-            path.append(edge)
-            x, y, dx, dy = edge
-            ahead = ((x + dx, y + dy, *turn) for turn in ((dy, -dx), (dx, dy), (-dy, dx)))
-            edge = next(step for step in ahead if step in edges)
-        steps = np.array(path)
-        turned = (steps[:, 2:] != np.roll(steps[:, 2:], 1, axis=0)).any(1)
-        ring = (steps[turned, :2] + corner).tolist()
-        yield [*ring, ring[0]]
 
 
 class OutlinesWriter(ImageWriter):
     """MONAI writer for ``SaveImaged(writer=OutlinesWriter, output_ext=".geojson", resample=False)``.
 
     Takes instance ids (1, H, W) and writes :func:`outlines`. A killed run leaves nothing under the final name.
+
+    >>> import json, tempfile
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from monai.transforms import SaveImage
+    >>> save = {"writer": OutlinesWriter, "output_ext": ".geojson", "resample": False, "separate_folder": False}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = SaveImage(folder, "cells", print_log=False, **save)(np.eye(3)[None], {"filename_or_obj": "a.tif"})
+    ...     len(json.loads((Path(folder) / "a_cells.geojson").read_text())["features"])
+    1
     """
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take the ids; ``channel_dim`` None says that there is no channel axis."""
+        """Take the ids; ``channel_dim`` is None where there is no channel axis."""
         array: np.ndarray = convert_to_numpy(data_array)
         self.data_obj = outlines(array if channel_dim is None else np.squeeze(array, channel_dim))
 
     def set_metadata(self, meta_dict: Any = None, **options: Any) -> None:
-        """Nothing: outlines are in pixels, and the viewer knows their size from the image."""
+        """Ignore the metadata: outlines are in pixels, whose size the viewer takes from the image."""
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         super().write(filename, verbose=verbose)
