@@ -205,7 +205,7 @@ def test_a_stack_is_refused(by_hand, tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 40, 40), np.uint8))
     with pytest.raises((InputError, RuntimeError, SystemExit)) as error:
         run("inference", input=str(tmp_path / "stack.tif"), ckpt_path=str(by_hand), output_dir=str(tmp_path / "out"))
-    assert "a stack of 5 pages, and single images are taken here" in str(cause(error))
+    assert "a stack of 5 pages, but only single images are accepted here" in str(cause(error))
 
 
 def test_bad_masks_stop_training_before_its_first_step(data, tmp_path):

@@ -408,7 +408,7 @@ def test_list_images_refuses(tmp_path: Path) -> None:
             list_images(tmp_path / name)
     (tmp_path / "x.png").touch()
     (tmp_path / "x.tif").touch()
-    with pytest.raises(InputError, match=r"x\.(png|tif) in the suffix only"):
+    with pytest.raises(InputError, match=r"x\.(png|tif) only in the suffix"):
         list_images(tmp_path)
 
 
@@ -445,7 +445,9 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((7, 40, 30), np.uint8))
     stack = [{"image": str(tmp_path / "stack.tif")}]
     assert check_images(stack) == stack
-    with pytest.raises(InputError, match=r"stack.tif: a stack of 7 pages, and single images are taken here. Save each"):
+    with pytest.raises(
+        InputError, match=r"stack.tif: a stack of 7 pages, but only single images are accepted here. Save each"
+    ):
         check_images(stack, stacks=False)
 
 

@@ -206,8 +206,8 @@ EXPLAINED = {
     f"between {FILES[0]} and {FILES[1]} frame 3": "between file 1 of 2 and file 2 of 2 frame 3",
     "PixelSpacing is (0.5, 1.25)": "PixelSpacing is (0.5, 1.25)",
     f"not readable (OSError: {PLACE} (x)\ny)": "not readable (OSError)",
-    "its voxels should lie in one file Ge heim.raw, which is not there": (
-        "its voxels should lie in one file of its own, which is not there"
+    "its voxels should be in one file Ge heim.raw, which does not exist": (
+        "its voxels should be in one file of its own, which does not exist"
     ),
     f"the slices differ in StudyInstanceUID: 1.Geheim (5), 1.3 (1); one of the fewest is {FILES[0]}": (
         "the slices differ in StudyInstanceUID; one of the fewest is file 1 of 2"

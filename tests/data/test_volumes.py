@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged
 
-from monai_unet.data.volumes.reader import CheckedVolumeReader, check_volume_pairs
+from monai_unet.data.volumes import CheckedVolumeReader, check_volume_pairs, write_volume
 from monai_unet.errors import InputError
 
 SHAPE = (7, 6, 5)
@@ -100,6 +100,18 @@ def test_other_names_in_metaimage(tmp_path: Path) -> None:
     np.testing.assert_allclose(load(path)[1]["affine"], affine_of(oblique()), atol=1e-6)
 
 
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("name", ["raw.nrrd", "gzip.nrrd"])
+def test_voxels_of_nrrd_stay_as_they_are(tmp_path: Path, name: str, newline: bytes) -> None:
+    """Line ends among the voxels' bytes are voxels."""
+    for seed in range(60):
+        data = np.random.default_rng(seed).choice(256 if name == "gzip.nrrd" else [10, 13], (16, 16, 16))
+        path = write(tmp_path / name, data=data.astype(np.uint8))
+        header, voxels = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(newline.join([*header.split(b"\n"), b"", voxels]))
+        np.testing.assert_array_equal(load(path)[0], data)
+
+
 @pytest.mark.parametrize("name", ["b.nhdr", "b.mhd"])
 def test_voxels_beside_the_header(tmp_path: Path, name: str) -> None:
     array, meta = load(write(tmp_path / name, oblique()))
@@ -109,7 +121,7 @@ def test_voxels_beside_the_header(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="421 bytes of voxels where the header says 420: followed by other data"):
         load(tmp_path / name)
     (tmp_path / "b.raw").unlink()
-    with pytest.raises(InputError, match=r"should lie in one file b.raw, which is not there"):
+    with pytest.raises(InputError, match=r"should be in one file b.raw, which does not exist"):
         load(tmp_path / name)
 
 
@@ -222,8 +234,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "no orientation": (_nifti(_header(qform_code=0, sform_code=0)), "neither sform nor qform is set"),
     "metres": (_nifti(lambda image: image.header.set_xyzt_units("meter")), "lengths in meter, not mm"),
-    "4-D": (lambda f: write(f / "a.nii", data=np.zeros((*SHAPE, 2))), r"4-D, shape \(7, 6, 5, 2\), where 3-D"),
-    "2-D": (lambda f: write(f / "a.nii", data=np.zeros((7, 6), np.int16)), r"2-D, shape \(7, 6\), where 3-D"),
+    "4-D": (lambda f: write(f / "a.nii", data=np.zeros((*SHAPE, 2))), r"4-D, shape \(7, 6, 5, 2\): 3-D is req"),
+    "2-D": (lambda f: write(f / "a.nii", data=np.zeros((7, 6), np.int16)), r"2-D, shape \(7, 6\): 3-D is req"),
     "RGB": (
         lambda f: write(f / "a.nii", data=np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not one number"
     ),
@@ -239,7 +251,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "CRC of gzip NRRD": (_bytes("gzip.nrrd", lambda c: _flip(c, len(c) - 6)), "damaged: Error -3 .* incorrect data"),
     "trailing gzip NRRD": (_bytes("gzip.nrrd", lambda c: c + b"more"), "other data follow"),
     "NRRD without space": (
-        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is None, no anat"
+        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is None, which is not"
     ),
     "NRRD without directions": (
         _bytes("raw.nrrd", lambda c: c.replace(b"space directions", b"# directions")), "no space directions: the"
@@ -280,7 +292,7 @@ def test_trailing_axis_of_one_is_dropped(tmp_path: Path) -> None:
 
 
 def test_one_volume_at_a_time(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one of 2 files where one volume is due"):
+    with pytest.raises(InputError, match="one of 2 files, but one volume is required"):
         CheckedVolumeReader().get_data((str(tmp_path / "a.nii"), str(tmp_path / "b.nii")))
 
 
@@ -394,5 +406,21 @@ def test_damaged_files_at_length(tmp_path: Path, name: str) -> None:
 def test_missing_simpleitk_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "raw.mha")
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(ImportError, match=r"pip install \"monai_unet\[volumes\]"):
-        load(path)
+    for use in (load, lambda path: write_volume(path, DATA.astype(np.uint8), path)):
+        with pytest.raises(ImportError, match=r"SimpleITK is missing: pip install \"monai_unet\[volumes\]"):
+            use(path)
+
+
+def test_lack_of_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    def fail_in_itk(*_: Any) -> None:
+        raise RuntimeError("Exception thrown in SimpleITK: Failed to allocate memory for image.")
+
+    nifti, meta = write(tmp_path / "a.nii"), write(tmp_path / "raw.mha")
+    monkeypatch.setattr(nib.Nifti1Image, "from_bytes", fail)
+    monkeypatch.setattr(sys.modules["SimpleITK"].ImageFileReader, "Execute", fail_in_itk)
+    for path in (nifti, meta):
+        with pytest.raises(MemoryError):
+            load(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet.data.microscopy.reader import pixel_sizes
+from monai_unet.data.microscopy.tiff import pixel_sizes
 from monai_unet.errors import InputError
 from monai_unet.options import require
 

@@ -20,19 +20,30 @@ __all__ = ["MicroscopyWriter"]
 class MicroscopyWriter(ImageWriter):
     """MONAI writer for ``SaveImaged(writer=MicroscopyWriter, output_ext=".tif", resample=False, output_dtype=...)``.
 
-    ``(C, H, W)``, ``(C, Z, H, W)``, or without the channel, becomes a TIFF that Fiji opens with the right axes: ImageJ
-    layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it was known. One
-    channel or one page is not kept as an axis of its own. Written to a temporary name beside the target, synced and
-    moved, so that a killed run leaves nothing under the final name; a file already there is replaced.
+    Writes ``(C, H, W)``, ``(C, Z, H, W)``, or the same without the channel, as a TIFF that Fiji opens with the right
+    axes: ImageJ layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it is
+    known. A single channel or page is not kept as an axis. An existing file is replaced, and a killed run leaves
+    nothing unfinished under the final name.
 
     Args:
-        output_dtype: uint8, uint16, uint32 or float32; None for the array's own, signed integers as uint32 (so
-            instances are uint16 up to 65,535 of them). Values that do not fit are an error, never wrapped.
+        output_dtype: uint8, uint16, uint32 or float32; None for the array's own, signed integers as uint32 (so up to
+            65,535 instances are uint16). Values that do not fit are an error, never wrapped.
         scale: 255 or 65535 to stretch [0, 1] to integers; None writes the values.
 
     Raises:
         ValueError: a dtype or shape that is none of these, values that do not fit, ``resample=True`` for an array that
             left the grid of its source (invert the transforms instead).
+
+    >>> import tempfile
+    >>> import numpy as np, tifffile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writer = MicroscopyWriter(output_dtype=np.uint8, scale=255)
+    ...     writer.set_data_array(np.full((1, 40, 30), 0.5))
+    ...     writer.set_metadata({"affine": np.diag([0.25, 0.25, 1]), "pixel_size_um": [0.25, 0.25]})
+    ...     writer.write(Path(folder) / "probability.tif")
+    ...     tifffile.imread(Path(folder) / "probability.tif").max()
+    np.uint8(128)
     """
 
     def __init__(self, output_dtype: Any = np.float32, scale: int | None = None, **kwargs: Any) -> None:
@@ -41,7 +52,7 @@ class MicroscopyWriter(ImageWriter):
         self.scale, self.pixel_size = scale, dict[str, float]()
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take the array; ``channel_dim`` None says that there is no channel axis."""
+        """Take the array; ``channel_dim`` is None where there is no channel axis."""
         array: np.ndarray = np.asarray(convert_data_type(data_array, np.ndarray)[0])
         array = array[None] if channel_dim is None else np.moveaxis(array, channel_dim, 0)
         if array.ndim not in (3, 4) or array.size == 0:
@@ -58,12 +69,13 @@ class MicroscopyWriter(ImageWriter):
         self.data_obj = data
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, resample: bool = False, **options: Any) -> None:
-        """Take the pixel size, which the affine tracks through flips and turns, where the source told it."""
-        affine = np.asarray((meta_dict or {}).get("affine", np.eye(3)), dtype=float)
-        source = np.asarray((meta_dict or {}).get("original_affine", affine), dtype=float)
+        """Take the pixel size, if known, from the affine, which has followed all flips and turns."""
+        meta = meta_dict or {}
+        affine = np.asarray(meta.get("affine", np.eye(3)), dtype=float)
+        source = np.asarray(meta.get("original_affine", affine), dtype=float)
         if resample and not np.allclose(affine, source):
             raise ValueError("the array is not on its source's grid: apply Invertd first, or save with resample=False")
-        known = np.asarray((meta_dict or {}).get("pixel_size_um", ()), dtype=float)
+        known = np.asarray(meta.get("pixel_size_um", ()), dtype=float)
         spacing = affine_to_spacing(affine)[: len(known)]
         self.pixel_size = {a: float(s) for a, s, k in zip("XYZ", spacing[::-1], known[::-1], strict=False) if k > 0}
 
@@ -73,16 +85,15 @@ class MicroscopyWriter(ImageWriter):
         array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants
         keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
         array = array.reshape([array.shape[i] for i in keep])
-        metadata: dict[str, Any] = {"axes": "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)}
-        size, imagej = self.pixel_size, self.data_obj.dtype != np.uint32
+        axes = "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)
+        size, imagej, resolution = self.pixel_size, self.data_obj.dtype != np.uint32, None
+        metadata: dict[str, Any] = {"axes": axes, **{f"PhysicalSize{axis}": s for axis, s in size.items()}}
         if imagej:
             array = array[..., None]
-            metadata["axes"] += "S"  # said, lest a width of 1 is taken for it
+            metadata = {"axes": axes + "S"}  # stated, so that a width of 1 is not taken for samples
             metadata |= {"unit": "um"} if "X" in size else {}
             metadata |= {"spacing": size["Z"]} if "Z" in size else {}
-        else:
-            metadata |= {f"PhysicalSize{axis}": s for axis, s in size.items()}
-        resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
+            resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
         with replacing(filename) as part:
             tifffile.imwrite(
                 part,
@@ -91,7 +102,7 @@ class MicroscopyWriter(ImageWriter):
                 ome=not imagej,
                 photometric="minisblack",
                 compression="zlib",
-                resolution=resolution if imagej else None,
+                resolution=resolution,
                 metadata=metadata,
             )
 

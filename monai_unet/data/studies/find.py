@@ -15,7 +15,8 @@ from monai_unet.data.dicom.quiet import quiet
 from monai_unet.data.dicom.reader import DICOM_SUFFIXES, NO_IMAGES, read_dataset
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, members
-from monai_unet.data.volumes.reader import META, NIFTI, NRRD
+from monai_unet.data.volumes.itk import META, NRRD
+from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.errors import InputError
 from monai_unet.options import parse_bool
 

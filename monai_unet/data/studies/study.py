@@ -71,7 +71,7 @@ class Study:
         text = text.replace(self.place, "the study")
         # what libraries say, and what a damaged header says, may quote anything
         text = re.sub(r"\((\w+): .*\)", r"(\1)", text, flags=re.DOTALL)
-        text = re.sub(r"(in one file ).*(, which is not there)", r"\1of its own\2", text)
+        text = re.sub(r"(in one file ).*(, which does not exist)", r"\1of its own\2", text)
         text = re.sub(r"(\d series): \d+\..*", r"\1", text, flags=re.DOTALL)
         text = re.sub(r"(differ in \w+UID): .*; one of", r"\1; one of", text)
         return re.sub(r"\b\d+(\.\d+){3,}", "(UID)", text)

@@ -1,4 +1,4 @@
-"""Masks out as NIfTI, NRRD or MetaImage, on the very grid of the volume they were made from.
+"""Masks out as NIfTI, NRRD or MetaImage, on exactly the grid of the volume they were made from.
 
 NRRD and MetaImage need the extra ``volumes``: ``pip install "monai_unet[volumes]"``.
 """
@@ -10,11 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from monai_unet.data.volumes.reader import NIFTI
+from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.files import replacing
+from monai_unet.options import require
 
 __all__ = ["write_volume"]
 
@@ -22,24 +24,31 @@ __all__ = ["write_volume"]
 def write_volume(path: str | os.PathLike[str], mask: npt.NDArray[np.uint8], source: str | os.PathLike[str]) -> None:
     """Write a mask in the source's format, whole or not at all.
 
-    NIfTI keeps sform, qform, their codes and the units bit by bit; NRRD and MetaImage origin, spacing and direction.
-    What else a header may say (descriptions, names, extensions) is left out.
+    NIfTI keeps sform, qform, their codes and the units bit by bit; NRRD and MetaImage keep origin, spacing and
+    direction. Everything else in a header (descriptions, names, extensions) is left out.
 
     Args:
-        path: the file, with the suffix of the format; of NIfTI it is compressed where it ends in .gz.
+        path: the file, with the suffix of the format; NIfTI is compressed where it ends in .gz.
         mask: (i, j, k) as `CheckedVolumeReader` indexes the source.
         source: the volume.
 
     Raises:
-        ValueError: the mask has another shape than the source.
+        ValueError: the mask and the source differ in shape.
+
+    >>> import tempfile
+    >>> import nibabel as nib, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scan = nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), np.diag([0.5, 0.5, 2.5, 1]))
+    ...     nib.save(scan, f"{folder}/scan.nii.gz")
+    ...     write_volume(f"{folder}/mask.nii.gz", np.ones((6, 5, 4), np.uint8), f"{folder}/scan.nii.gz")
+    ...     nib.load(f"{folder}/mask.nii.gz").affine.diagonal().tolist()
+    [0.5, 0.5, 2.5, 1.0]
     """
     (_write_nifti if str(source).lower().endswith(NIFTI) else _write_itk)(Path(path), mask, Path(source))
 
 
 def _write_nifti(path: Path, mask: npt.NDArray[np.uint8], source: Path) -> None:
-    import nibabel as nib
-
-    image: Any = nib.load(source)  # nibabel's own types know the header of no format
+    image: Any = nib.load(source)  # nibabel's own types do not know the formats' headers
     _check(mask, image.shape)
     header = type(image.header)(endianness=image.header.endianness)
     header.set_data_shape(mask.shape)
@@ -54,8 +63,7 @@ def _write_nifti(path: Path, mask: npt.NDArray[np.uint8], source: Path) -> None:
 
 
 def _write_itk(path: Path, mask: npt.NDArray[np.uint8], source: Path) -> None:
-    import SimpleITK as sitk
-
+    sitk = require("SimpleITK", "volumes")
     image = sitk.ReadImage(source)
     _check(mask, image.GetSize())
     result = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))

@@ -1,0 +1,133 @@
+"""NRRD and MetaImage in: SimpleITK decodes; refused is a file whose text header or bytes it has read otherwise.
+
+SimpleITK assumes values for fields that are missing or misspelt, and ignores lengths and checksums. Both are compared
+here with the header's text and with the bytes that follow it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from monai.data.utils import orientation_ras_lps
+
+from monai_unet.data.decoded import Decoded
+from monai_unet.data.volumes.checks import SAVE_AGAIN, Affine, check_length, corner_distance, voxel_size
+from monai_unet.errors import InputError
+from monai_unet.options import require
+
+NRRD, META = (".nrrd", ".nhdr"), (".mha", ".mhd")
+#: The spaces of NRRD that have a known anatomy, and the signs that turn them to LPS.
+NRRD_SPACES = {
+    **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
+}
+META_SYNONYMS = {
+    **dict.fromkeys(("Position", "Origin"), "Offset"),
+    **dict.fromkeys(("Rotation", "Orientation"), "TransformMatrix"),
+}
+
+
+class _Header(NamedTuple):
+    affine: Affine  # to LPS
+    voxels: bytes  # all that follows in the file
+    other_file: str | None  # that holds the voxels instead
+    is_compressed: bool
+
+
+def load_itk(path: Path, content: bytes) -> Decoded:
+    """Decode NRRD or MetaImage: voxels (i, j, k) and the affine to RAS millimetres.
+
+    Args:
+        path: of the file, which SimpleITK reads.
+        content: all of the file.
+    """
+    sitk = require("SimpleITK", "volumes")
+    try:
+        header = (_nrrd_header if path.name.lower().endswith(NRRD) else _meta_header)(path, content)
+    except KeyError as error:
+        raise InputError(path, f"no {error.args[0]}: the geometry is unknown", SAVE_AGAIN) from error
+    voxels = header.voxels if header.other_file is None else _read_other(path, header.other_file)
+    voxels = _inflate(voxels) if header.is_compressed else voxels
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    components, shape = reader.GetNumberOfComponents(), reader.GetSize()
+    one_voxel = sitk.Image([1] * len(shape), reader.GetPixelID(), components)
+    n_bytes = int(np.prod(shape, dtype=object)) * components * one_voxel.GetSizeOfPixelComponent()
+    check_length(path, len(voxels), n_bytes, "bytes of voxels")
+    if components > 1 or len(shape) != 3:
+        problem = f"{len(shape)}-D with {components} numbers per voxel: 3-D with one is required"
+        raise InputError(path, problem, "Save one volume per file")
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        if "Failed to allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    if not corner_distance(affine, header.affine, shape) <= 0.01 * voxel_size(header.affine).min():
+        raise InputError(path, "SimpleITK reads another geometry than the header states: it is damaged", SAVE_AGAIN)
+    array = sitk.GetArrayFromImage(image)
+    if voxels not in (array.tobytes(), array.byteswap().tobytes()):  # SimpleITK hands out what it could not fill
+        raise InputError(path, "the voxels read are not those in the file: its header is damaged", SAVE_AGAIN)
+    return Decoded(array.T, orientation_ras_lps(affine), one_file=header.other_file is None)
+
+
+def _nrrd_header(path: Path, content: bytes) -> _Header:
+    end = re.search(rb"\r?\n\r?\n", content)  # lines may end in LF or CRLF
+    head, voxels = (content[: end.start()], content[end.end() :]) if end else (content, b"")
+    lines = [line.split(": ", 1) for line in head.decode("latin1").splitlines()[1:] if ": " in line]
+    fields = {line[0]: line[1].strip() for line in lines}
+    if (space := fields.get("space", "").lower()) not in NRRD_SPACES:
+        problem = f"space is {fields.get('space')}, which is not anatomical"
+        raise InputError(path, problem, "Save it with space LPS or RAS")
+    if (encoding := fields.get("encoding", "")) not in ("raw", "gzip", "gz"):
+        raise InputError(path, f"encoding {encoding} is not checked here", "Save it as raw or gzip")
+    vectors = re.findall(r"\(([^)]*)\)", fields["space directions"] + fields["space origin"])
+    columns = np.array([vector.split(",") for vector in vectors], dtype=np.float64) * NRRD_SPACES[space]
+    return _Header(_affine(columns.T), voxels, fields.get("data file", fields.get("datafile")), encoding != "raw")
+
+
+def _meta_header(path: Path, content: bytes) -> _Header:
+    head, mark, rest = content.partition(b"ElementDataFile")
+    source, _, voxels = rest.partition(b"\n")
+    lines = [line.split("=", 1) for line in head.decode("latin1").splitlines() if "=" in line]
+    fields = {META_SYNONYMS.get(line[0].strip(), line[0].strip()): line[1].strip() for line in lines}
+    if not mark or int(fields.get("HeaderSize", 0)):
+        raise InputError(path, "no ElementDataFile, or a HeaderSize", SAVE_AGAIN)
+    matrix, spacing, offset = (
+        np.array(fields[key].split(), dtype=np.float64) for key in ("TransformMatrix", "ElementSpacing", "Offset")
+    )
+    affine = _affine(np.c_[matrix.reshape(3, 3).T * spacing, offset])
+    name = source.decode("latin1").strip(" =\r")
+    is_compressed = fields.get("CompressedData", "False").lower() == "true"
+    return _Header(affine, voxels, None if name.upper() == "LOCAL" else name, is_compressed)
+
+
+def _affine(columns: Affine) -> Affine:
+    return np.vstack([columns, [0, 0, 0, 1]])
+
+
+def _read_other(path: Path, name: str) -> bytes:
+    file = path.parent / name
+    if not file.is_file():
+        problem = f"its voxels should be in one file {name}, which does not exist"
+        raise InputError(path, problem, "Save header and voxels again")
+    return file.read_bytes()
+
+
+def _inflate(voxels: bytes) -> bytes:
+    """Decompress zlib or gzip to the end, where the checksum is; SimpleITK looks at neither."""
+    stream = zlib.decompressobj(wbits=47)
+    content = stream.decompress(voxels)
+    if not stream.eof or stream.unused_data:
+        raise zlib.error("the compressed voxels end too early, or other data follow them")
+    return content

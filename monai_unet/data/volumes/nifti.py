@@ -1,0 +1,55 @@
+"""NIfTI in: nibabel decodes; refused is what it lets pass, such as two affines in one header that disagree."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from monai_unet.data.decoded import Decoded
+from monai_unet.data.volumes.checks import check_affine, check_length, corner_distance, size_text, voxel_size
+from monai_unet.errors import InputError
+
+NIFTI = (".nii", ".nii.gz")
+
+
+def load_nifti(path: Path, content: bytes) -> Decoded:
+    """Decode NIfTI-1 or NIfTI-2: voxels (i, j, k, ...) and the affine to RAS millimetres.
+
+    Args:
+        path: of the file, for messages.
+        content: all of the file, uncompressed.
+    """
+    is_nifti2 = 540 in (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))
+    kind = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
+    header = kind.header_class(content[: kind.header_class.template_dtype.itemsize], check=False)
+    shape = header.get_data_shape()
+    n_bytes = math.prod(map(int, shape)) * header.get_data_dtype().itemsize
+    check_length(path, len(content), int(header["vox_offset"]) + n_bytes, "bytes")
+    voxel = np.array(header["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(voxel).all() and (voxel > 0).all()):
+        raise InputError(path, f"voxel size {size_text(voxel)} mm", "Correct pixdim in the header")
+    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        raise InputError(path, f"lengths in {unit}, not mm", "Convert the header to mm")
+    if np.isinf(header["scl_slope"]):  # nibabel would leave the values unscaled
+        raise InputError(path, "scl_slope is Inf", "Correct it in the header")
+    image = kind.from_bytes(content)
+    sform, qform = (get(coded=True)[0] for get in (image.header.get_sform, image.header.get_qform))
+    if sform is None and qform is None:
+        raise InputError(path, "neither sform nor qform is set: the orientation is unknown", "Set one of them")
+    for form in (sform, qform):
+        if form is not None:
+            check_affine(path, form)
+    if sform is not None and qform is not None:
+        off = corner_distance(sform, qform, (*shape, 1, 1)[:3])
+        if off > 0.01 * voxel.min():
+            problem = f"sform and qform disagree by up to {off:.5g} mm"
+            raise InputError(path, problem, "Delete the wrong one, or copy the right one over it")
+    affine = np.array(image.affine, dtype=np.float64)
+    if np.abs(voxel_size(affine) / voxel - 1).max() > 0.01:
+        problem = f"pixdim says voxels of {size_text(voxel)} mm, the affine {size_text(voxel_size(affine))} mm"
+        raise InputError(path, problem, "Correct the header")
+    array = np.asanyarray(image.dataobj)
+    return Decoded(array.astype(array.dtype.newbyteorder("="), copy=False), affine)
