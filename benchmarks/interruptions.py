@@ -77,8 +77,7 @@ def per_checkpoint(top: int, kind: type[torch.optim.Optimizer], options: dict[st
         parameters={},
         seed=0,
     )
-    keeper.rank = 0
-    state = SimpleNamespace(iteration=0, epoch=1, max_epochs=1)
+    state = SimpleNamespace(iteration=0, epoch=1, max_epochs=1, rank=0)
     keeper.trainer = SimpleNamespace(state=state, scaler=None)  # type: ignore[assignment]
 
     def save() -> None:

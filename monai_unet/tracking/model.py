@@ -25,7 +25,7 @@ from monai.transforms import AsDiscreted, Compose
 
 import monai_unet
 from monai_unet.tracking.run import Tracking
-from monai_unet.training.best import BestCheckpoint
+from monai_unet.training.checkpoints import BestCheckpoint
 
 __all__ = ["BestModel"]
 

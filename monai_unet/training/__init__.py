@@ -1,10 +1,9 @@
-"""Training runs that resume bit for bit, and end with a reason and a cure."""
+"""Training runs that resume bit for bit, and that end with a reason and a cure."""
 
-from monai_unet.training.best import BestCheckpoint
-from monai_unet.training.checkpoints import Checkpoints
+from monai_unet.training.checkpoints import BestCheckpoint, Checkpoints
 from monai_unet.training.guards import Guards
-from monai_unet.training.seeding import SeededDataset, SeededSampler, shield_worker
-from monai_unet.training.signals import TrainingStopped
+from monai_unet.training.seeding import SeededDataset, SeededSampler
+from monai_unet.training.signals import TrainingStopped, shield_worker
 from monai_unet.training.targets import PrepareTarget
 
 __all__ = [

@@ -1,12 +1,15 @@
-"""A training that loses nothing: its whole state on disk at every turn, and continued from there."""
+"""When a checkpoint is written, which ones are kept, and where a training run resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import time
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +23,140 @@ from torch.optim.lr_scheduler import LRScheduler
 from monai_unet.errors import InputError
 from monai_unet.files import FolderLock, replacing
 from monai_unet.options import parse_bool, parse_choice
-from monai_unet.tracking.run import Tracking
-from monai_unet.training.best import BestCheckpoint
 from monai_unet.training.seeding import seed_step
 from monai_unet.training.signals import StopRequest, TrainingStopped
-from monai_unet.training.state import (
-    changes,
-    newest_checkpoint,
-    plain,
-    restore_optimizer,
-    restore_rng,
-    rng_state,
-)
+from monai_unet.training.state import TrainingState
 
-__all__ = ["Checkpoints"]
+__all__ = ["BestCheckpoint", "Checkpoints"]
 
-#: what MONAI's evaluators remember of the best validation, for their messages
-VALIDATOR = ("best_metric", "best_metric_epoch")
-#: seconds after which a long epoch is saved before its end
-LONG = 600
+#: a longer epoch is saved before its end
+SAVE_EVERY_SECONDS = 600
 
 logger = logging.getLogger(__name__)
 
 
-class Checkpoints:
-    """Saves the state of a training, and continues one.
+class BestCheckpoint:
+    """Keep the weights of the best validation as a plain state dict, which MONAI bundles call ``model.pt``.
 
-    Files ``<output_dir>/checkpoints/step_<step>.pt``, each written whole or not at all, by the process of rank 0: at
-    the start; at the end of every ``interval``-th epoch, of the last, and of one whose validation was the best so far;
-    within an epoch after ten minutes; and when SIGTERM or Ctrl-C asks to stop, after the step or the validation image
-    at hand. The last two and the best are kept. They hold plain tensors and values (``torch.load(weights_only=True)``):
-    network, optimizer, lr_scheduler, scaler, step, epoch, epoch_ended, max_epochs, best, validator, rng, run_id,
-    parameters, changes.
-
-    A resumed training equals the uninterrupted one, on the CPU bit for bit, at whatever step it was interrupted: its
-    data come from `monai_unet.training.SeededSampler`, and torch is seeded before each step from (seed, step, rank), so
-    that neither a validation nor a lost step leaves a trace. Metrics that the trainer itself gathers over an epoch
-    start anew.
-
-    Attach it to the evaluator that validates, last. `run` attaches it to the trainer, behind all that acts on a step.
+    Attach it to the evaluator that validates. The file is replaced as a whole: a killed run leaves the previous best.
 
     Args:
-        output_dir: folder of the training; one training at a time holds it.
+        network: the network in training, wrapped or not.
+        path: the file, for example ``<output_dir>/model.pt``.
+        metric: name of the validation metric that decides.
+        better: (new, old) → whether new is better; by default smaller values are.
+
+    Attributes:
+        best, epoch: the best value and its epoch; None before the first validation.
+        file: name of the checkpoint that holds the whole state of that epoch.
+
+    Raises:
+        InputError: while training: the file cannot be written.
+
+    >>> import tempfile
+    >>> network = nn.Linear(1, 1)
+    >>> evaluator = Engine(lambda engine, loss: engine.state.metrics.update(loss=loss))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     best = BestCheckpoint(network, Path(folder) / "model.pt", metric="loss")
+    ...     best.attach(evaluator)
+    ...     for loss in (0.5, 0.2, 0.3):
+    ...         _ = evaluator.run([loss])
+    ...     best.best, sorted(torch.load(best.path))
+    (0.2, ['bias', 'weight'])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | os.PathLike[str],
+        metric: str,
+        better: Callable[[float, float], bool] = float.__lt__,
+    ) -> None:
+        self.network = getattr(network, "module", network)
+        self.path = Path(path)
+        self.metric = metric
+        self.better = better
+        self.best: float | None = None
+        self.epoch: int | None = None
+        self.file: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best so far."""
+        return {"best": self.best, "epoch": self.epoch, "file": self.file}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue choosing from an earlier `state_dict`."""
+        self.best, self.epoch, self.file = state["best"], state["epoch"], state["file"]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        value = float(engine.state.metrics[self.metric])
+        if self.best is None or math.isnan(self.best) or self.better(value, self.best):
+            self.best, self.epoch = value, engine.state.epoch
+            _save(self.network.state_dict(), self.path, "the last checkpoint is kept")
+            logger.info("%s %.5f is the best so far: %s", self.metric, value, self.path)
+
+
+class Checkpoints:
+    """Save the whole state of a training run as it proceeds, and resume from it.
+
+    The process of rank 0 writes ``<output_dir>/checkpoints/step_<step>.pt``, each as a whole or not at all: at the
+    start; at the end of every ``interval``-th epoch, of the last, and of one whose validation is the best so far;
+    within an epoch every ten minutes; and when SIGTERM or Ctrl-C asks to stop, after the current step or validation
+    image. The last two and the best are kept. ``torch.load(weights_only=True)`` reads them; `TrainingState` lists what
+    they hold.
+
+    A resumed run equals the uninterrupted one, on the CPU bit for bit, at whatever step it was interrupted: its data
+    come from `monai_unet.training.SeededSampler`, and torch is seeded before each step from (seed, step, rank), so that
+    neither a validation nor a lost step leaves a trace. Metrics that the trainer itself accumulates over an epoch start
+    anew.
+
+    Attach it last to the evaluator that validates. `run` attaches it to the trainer, after all handlers that act on a
+    step.
+
+    Args:
+        output_dir: folder of the training run; one run at a time holds it.
         network: the network in training, wrapped or not.
         optimizer: its optimizer.
         lr_scheduler: steps once per training step.
         best: what chooses the best validation.
-        parameters: hyperparameters, kept to be compared on resuming.
-        seed: of the training.
-        tracking: its run is continued.
+        parameters: hyperparameters, compared on resuming.
+        seed: of the training run.
+        tracking: the run in an experiment tracker, for example `monai_unet.tracking.Tracking`; it is continued.
         interval: epochs between two checkpoints.
-        resume: "true" continues from the newest whole checkpoint, "auto" if there is one, "false" starts anew; earlier
-            checkpoints are then moved aside to ``checkpoints.previous``. Booleans are understood too.
-        resume_changed: continue although hyperparameters have changed; the learning rate is then what the new schedule
-            has at that step. The same goes for another ``max_epochs``, which needs no leave.
+        resume: "true" continues from the newest intact checkpoint, "auto" if there is one, "false" starts anew and
+            moves earlier checkpoints to ``checkpoints.previous``. Booleans are accepted too.
+        resume_changed: continue although hyperparameters have changed; the learning rate is then the new schedule's at
+            that step. The same holds for another ``max_epochs``, which is always accepted.
 
     Raises:
-        ValueError: ``resume`` or ``resume_changed`` is another word.
-        InputError: before the first step: no checkpoint to resume from, or only broken ones; changed hyperparameters;
-            the folder is in use by another training. While training: the disk is full.
+        ValueError: ``resume`` or ``resume_changed`` is something else.
+        InputError: before the first step: there is no checkpoint to resume from, or all are corrupt; hyperparameters
+            have changed; another run holds the folder. While training: the checkpoint cannot be written.
         FloatingPointError: while training: weights that are no longer finite are not saved.
+
+    >>> import tempfile
+    >>> from monai.data import DataLoader, Dataset
+    >>> from monai.engines import SupervisedTrainer
+    >>> from monai.transforms import Compose
+    >>> from monai_unet.training import SeededDataset, SeededSampler
+    >>> def train(folder, epochs, resume=False):
+    ...     network = nn.Linear(1, 1)
+    ...     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    ...     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    ...     best = BestCheckpoint(network, Path(folder) / "model.pt", metric="loss")
+    ...     data = Dataset([{"image": torch.ones(1), "label": torch.ones(1)}], Compose())
+    ...     loader = DataLoader(SeededDataset(data), sampler=SeededSampler(data, num_samples=5, seed=0))
+    ...     trainer = SupervisedTrainer("cpu", epochs, loader, network, optimizer, nn.MSELoss())
+    ...     Checkpoints(folder, network, optimizer, schedule, best, {}, seed=0, resume=resume).run(trainer)
+    ...     return sorted(path.name for path in Path(folder).glob("checkpoints/*"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     train(folder, epochs=2)
+    ...     train(folder, epochs=3, resume=True)
+    ['step_00000005.pt', 'step_00000010.pt']
+    ['step_00000010.pt', 'step_00000015.pt']
     """
 
     def __init__(
@@ -89,106 +166,61 @@ class Checkpoints:
         optimizer: Optimizer,
         lr_scheduler: LRScheduler,
         best: BestCheckpoint,
-        parameters: dict[str, Any],
+        parameters: Mapping[str, Any],
         seed: int,
-        tracking: Tracking | None = None,
+        tracking: Any = None,
         interval: int = 1,
         resume: bool | str = False,
         resume_changed: bool | str = False,
     ) -> None:
         self.folder = Path(output_dir) / "checkpoints"
-        self.network = getattr(network, "module", network)
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.state = TrainingState(network, optimizer, lr_scheduler, best, parameters, tracking)
         self.best = best
-        self.parameters = plain(parameters)
         self.seed = seed
-        self.tracking = tracking
         self.interval = interval
         self.resume = parse_choice("resume", resume, ("true", "auto", "false"))
         self.resume_changed = parse_bool("resume_changed", resume_changed)
-        self.lock = FolderLock(output_dir)
-        self.asked = StopRequest()
-        self.changes: list[str] = []
-        self.best_file: str | None = None
-        self.validator: Engine | None = None
+        self.stop_request = StopRequest()
 
     def attach(self, evaluator: Engine) -> None:
-        self.validator = evaluator
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        self.state.evaluator = evaluator
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_requested)
 
     def run(self, trainer: Trainer) -> None:
-        """Train from the start, or continue: ``trainer.run()`` with everything above."""
+        """Train from the start, or resume: ``trainer.run()`` with everything above."""
         self.trainer = trainer
-        self.rank = trainer.state.rank
-        self.asked.heed = self.rank == 0  # else processes would stop between different steps
+        rank = trainer.state.rank
+        self.stop_request.enabled = rank == 0  # otherwise processes would stop between different steps
         trainer.add_event_handler(Events.STARTED, self._start)
-        trainer.add_event_handler(
-            Events.ITERATION_STARTED, lambda: seed_step(self.seed, trainer.state.iteration, self.rank)
-        )
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seed_step(self.seed, trainer.state.iteration, rank))
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._step_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        with self.lock if self.rank == 0 else contextlib.nullcontext(), self.asked:
-            self.found = self._find()
+        with FolderLock(self.folder.parent) if rank == 0 else contextlib.nullcontext(), self.stop_request:
+            if rank == 0:
+                self._tidy()
+            self.found = self._find() if self.resume != "false" else None
             trainer.run()
-
-    # --- saving ---
 
     def save(self, epoch_ended: bool) -> None:
         """Write a checkpoint of the present state; ``epoch_ended`` once the validation of a full epoch is done."""
-        if self.rank > 0:
+        if self.trainer.state.rank > 0:
             return
-        state = self.trainer.state
-        network = self.network.state_dict()
-        if not all(bool(value.isfinite().all()) for value in network.values()):
-            raise FloatingPointError(
-                f"after step {state.iteration} the weights are no longer finite; the last good checkpoint is kept"
-            )
-        scaler = self.trainer.scaler
-        path = self.folder / f"step_{state.iteration:08d}.pt"
-        if epoch_ended and self.best.epoch == state.epoch:
-            self.best_file = path.name
-        content = {
-            "network": network,
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "step": state.iteration,
-            "epoch": state.epoch,
-            "epoch_ended": epoch_ended,
-            "max_epochs": state.max_epochs,
-            "best": {**self.best.state_dict(), "file": self.best_file},
-            "validator": {name: getattr(self.validator.state, name) for name in VALIDATOR} if self.validator else {},
-            "rng": rng_state(),
-            "run_id": None if self.tracking is None else self.tracking.run_id,
-            "parameters": self.parameters,
-            "changes": self.changes,
-        }
-        try:
-            with replacing(path) as partial, partial.open("wb") as file:
-                torch.save(content, file)
-        except (OSError, RuntimeError) as e:  # torch's writer has an error of its own, the cause is its context
-            cause = e if isinstance(e, OSError) else e.__context__
-            if not isinstance(cause, OSError):
-                raise
-            kept = max((old.name for old in self.folder.glob("step_*.pt")), default="none")
-            free = shutil.disk_usage(self.folder.parent).free >> 20  # the folder itself may not have come to be
-            raise InputError(
-                path,
-                f"the checkpoint could not be written ({cause.strerror}; {free} MiB are free); "
-                f"the newest whole one is {kept}",
-                "Make room, then continue with --resume true",
-            ) from e
-        for old in sorted(self.folder.glob("step_*.pt"))[:-2]:
-            if old.name != self.best_file:
+        path = self.folder / f"step_{self.trainer.state.iteration:08d}.pt"
+        if epoch_ended and self.best.epoch == self.trainer.state.epoch:
+            self.best.file = path.name
+        kept = self._newest_first()
+        newest = kept[0].name if kept else "none"
+        _save(self.state.collect(self.trainer, epoch_ended), path, f"the newest intact checkpoint is {newest}")
+        for old in self._newest_first()[2:]:
+            if old.name != self.best.file:
                 old.unlink()
         self.saved = time.monotonic()
         logger.info("checkpoint %s", path)
 
     def _step_completed(self, engine: Engine) -> None:
-        self._stop_if_asked(engine)
+        self._stop_if_requested(engine)
         state = self.trainer.state
-        if time.monotonic() - self.saved > LONG and state.iteration % state.epoch_length:
+        if state.iteration % state.epoch_length and time.monotonic() - self.saved > SAVE_EVERY_SECONDS:
             self.save(epoch_ended=False)
 
     def _epoch_completed(self, engine: Engine) -> None:
@@ -196,82 +228,89 @@ class Checkpoints:
         if state.epoch % self.interval == 0 or state.epoch in (state.max_epochs, self.best.epoch):
             self.save(epoch_ended=True)
 
-    def _stop_if_asked(self, engine: Engine) -> None:
-        if self.asked.number is not None:
+    def _stop_if_requested(self, engine: Engine) -> None:
+        if self.stop_request.number is not None:
             self.save(epoch_ended=False)
-            stopped = TrainingStopped(self.asked.number, self.trainer.state.iteration)
+            stopped = TrainingStopped(self.stop_request.number, self.trainer.state.iteration)
             logger.warning("%s", stopped)
             raise stopped
 
-    # --- resuming ---
+    def _tidy(self) -> None:
+        """Remove what a killed run left half-written; move the checkpoints aside if they are not to be continued."""
+        for partial in self.folder.glob(".*.partial*"):
+            partial.unlink()
+        if self.resume == "false" and self.folder.exists():
+            previous = self.folder.with_name("checkpoints.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            self.folder.rename(previous)
+            logger.warning("starting anew: the checkpoints of the previous training run are now in %s", previous)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
     def _find(self) -> tuple[Path, dict[str, Any]] | None:
-        if self.rank == 0:
-            for partial in self.folder.glob(".*.partial*"):  # a killed training's; nobody else writes here
-                partial.unlink()
-        if self.resume == "false":
-            if self.rank == 0 and self.folder.exists():
-                aside = self.folder.with_name("checkpoints.previous")
-                shutil.rmtree(aside, ignore_errors=True)
-                self.folder.rename(aside)
-                logger.warning("a new training: the checkpoints of the previous one are now in %s", aside)
-            return None
-        found = newest_checkpoint(self.folder)
-        if found is None and self.resume == "true":
+        """Return the newest intact checkpoint, if it may be continued; corrupt ones are skipped with a warning."""
+        paths = self._newest_first()
+        for path in paths:
+            try:
+                with zipfile.ZipFile(path) as archive:  # torch.load itself does not notice flipped bits
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(f"{damaged} is damaged")
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as e:  # damage can surface anywhere in the unpickler
+                logger.warning("%s is corrupt and skipped: %s", path, e)
+                continue
+            changed = self.state.changed(content)
+            if changed and not self.resume_changed:
+                raise InputError(
+                    path,
+                    f"hyperparameters have changed since it was written ({'; '.join(changed)})",
+                    "Set them back, or continue with --resume_changed true",
+                )
+            self.state.resume_tracking(content)
+            return path, content
+        if paths:
+            raise InputError(
+                self.folder,
+                f"none of its {len(paths)} checkpoints can be read",
+                "Remove the folder to train from the start",
+            )
+        if self.resume == "true":
             raise InputError(
                 self.folder,
                 "there is no checkpoint to resume from",
-                "Name the --output_dir of the training, or leave out --resume true",
+                "Name the --output_dir of the training run, or leave out --resume true",
             )
-        if found is None:
-            return None
-        path, content = found
-        changed = changes(content["parameters"], self.parameters)
-        if changed and not self.resume_changed:
-            raise InputError(
-                path,
-                f"hyperparameters have changed since ({'; '.join(changed)})",
-                "Give them as they were, or continue with --resume_changed true",
-            )
-        if self.tracking is not None and content["run_id"] is not None:
-            self.tracking.resume(content["run_id"])
-        return found
+        return None
 
     def _start(self, engine: Engine) -> None:
         self.saved = time.monotonic()
         if self.found is None:
-            self.save(epoch_ended=True)  # however soon it ends, its run can be continued
-        else:
-            path, content = self.found
-            self.found = None  # its tensors are not needed twice
-            self._restore(path, content)
+            self.save(epoch_ended=True)  # however soon it ends, the run can be resumed
+            return
+        path, content = self.found
+        self.found = None  # once restored, its tensors need not stay in memory
+        logger.info("resuming from %s", path)
+        self.state.restore(self.trainer, content, path)
 
-    def _restore(self, path: Path, content: dict[str, Any]) -> None:
-        state: Any = self.trainer.state
-        step, length = content["step"], state.epoch_length
-        state.iteration, state.epoch = step, step // length
-        logger.info("continuing from %s: step %d, epoch %d", path, step, state.epoch)
-        changed = changes(
-            {**content["parameters"], "max_epochs": content["max_epochs"]},
-            {**self.parameters, "max_epochs": state.max_epochs},
-        )
-        for change in changed:
-            logger.warning("changed on resuming: %s", change)
-        self.changes = [*content["changes"], *(f"step {step}: {change}" for change in changed)]
-        try:
-            self.network.load_state_dict(content["network"])
-        except RuntimeError as e:
-            raise InputError(path, f"its network is another one ({e})", "Start a new training") from e
-        restore_optimizer(self.optimizer, self.lr_scheduler, content, changed)
-        if content["scaler"] is not None and self.trainer.scaler is not None:
-            self.trainer.scaler.load_state_dict(content["scaler"])
-        self.best.load_state_dict(content["best"])
-        self.best_file = content["best"]["file"]
-        if self.validator is not None:
-            for name, value in content["validator"].items():
-                setattr(self.validator.state, name, value)
-        restore_rng(content["rng"])
-        loader: Any = self.trainer.data_loader
-        loader.sampler.skip = step % length * loader.batch_size
-        if step and step % length == 0 and not content["epoch_ended"]:
-            self.trainer.fire_event(Events.EPOCH_COMPLETED)  # the validation that the interruption left out
+
+def _save(content: Mapping[str, Any], path: Path, kept: str) -> None:
+    """Write tensors and plain types to ``path`` as a whole.
+
+    Raises:
+        InputError: the file cannot be written, for example because the disk is full; says what is ``kept``.
+    """
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as e:  # torch's writer raises a RuntimeError whose context is the OSError
+        cause = e if isinstance(e, OSError) else e.__context__
+        if not isinstance(cause, OSError):
+            raise
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(folder).free >> 20
+        raise InputError(
+            path,
+            f"it could not be written ({cause.strerror}; {free} MiB are free); {kept}",
+            "Make room, then continue with --resume true",
+        ) from e

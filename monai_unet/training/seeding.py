@@ -1,13 +1,12 @@
-"""Training data drawn from (seed, epoch, position) alone: whoever draws, and whenever, draws the same.
+"""Training data that depend on (seed, epoch, position) alone.
 
-A sampler hands every draw its own seed, and the data set seeds its random transforms with it. So the items of a step
-depend neither on the number of loader workers, nor on what was drawn before, nor on the number of processes: a training
-that is resumed in the middle of an epoch sees what the uninterrupted one would have seen.
+A sampler gives every draw its own seed, and the data set seeds its random transforms with it. So the items of a step
+depend neither on the number of loader workers, nor on what was drawn before, nor on the number of processes: a run
+resumed in the middle of an epoch sees what the uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -18,24 +17,33 @@ from torch import distributed
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import DistributedSampler
 
-__all__ = ["SeededDataset", "SeededSampler", "seed_step", "shield_worker"]
+__all__ = ["SeededDataset", "SeededSampler", "seed_step"]
 
 Draw = tuple[int, int]  # index of the item, seed of its random transforms
 
 
 class SeededSampler(DistributedSampler[Draw]):
-    """Draws items with replacement, each with a seed for its random transforms.
+    """Draw items with replacement, each with a seed for its random transforms.
 
-    Of each epoch's draws, process r of n takes r, r + n, r + 2n … It is a `DistributedSampler` because MONAI's engines
-    tell one the epoch.
+    Of each epoch's draws, process r of n takes r, r + n, r + 2n … It is a `DistributedSampler` because those are the
+    samplers to which MONAI's engines pass the epoch.
 
     Args:
         dataset: the items; only its length matters.
-        num_samples: draws of an epoch, per process.
+        num_samples: draws per epoch and process.
         seed: not negative.
 
     Attributes:
-        skip: so many draws of the next epoch are left out: those seen before an interruption.
+        skip: how many draws of the next epoch to leave out, because they were seen before an interruption.
+
+    >>> sampler = SeededSampler(["a.tif", "b.tif", "c.tif"], num_samples=4, seed=1)
+    >>> draws = sampler.draws(epoch=2)
+    >>> [index for index, seed in draws]
+    [1, 1, 2, 1]
+    >>> sampler.set_epoch(2)
+    >>> sampler.skip = 3
+    >>> list(sampler) == draws[3:]
+    True
     """
 
     def __init__(self, dataset: Sized, num_samples: int, seed: int) -> None:
@@ -48,7 +56,7 @@ class SeededSampler(DistributedSampler[Draw]):
         self.skip = 0
 
     def draws(self, epoch: int) -> list[Draw]:
-        """What this process draws in an epoch (counted from 1)."""
+        """Return what this process draws in an epoch, counted from 1."""
         rng = np.random.default_rng([self.seed, epoch])
         total = self.num_samples * self.num_replicas
         indices = rng.integers(len(self.dataset), size=total)  # type: ignore[arg-type]
@@ -61,19 +69,20 @@ class SeededSampler(DistributedSampler[Draw]):
 
 
 class SeededDataset(TorchDataset[Any]):
-    """A MONAI data set that is asked for `SeededSampler`'s draws.
+    """A MONAI data set whose items are looked up by the draws of a `SeededSampler`.
 
     Args:
-        dataset: its transform, a MONAI `Compose`, takes the random state; a `CacheDataset` keeps its cache.
+        dataset: its transform, a MONAI `Compose`, is seeded for each draw; a `CacheDataset` keeps its cache.
+
+    >>> from monai.transforms import Compose, RandShiftIntensityd
+    >>> tiles = Dataset([{"image": torch.zeros(1)}], Compose([RandShiftIntensityd("image", offsets=1.0, prob=1.0)]))
+    >>> seeded = SeededDataset(tiles)
+    >>> seeded[0, 7]["image"] == seeded[0, 7]["image"], seeded[0, 7]["image"] == seeded[0, 8]["image"]
+    (metatensor([True]), metatensor([False]))
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-
-    @property
-    def data(self) -> Any:
-        """The items, as MONAI's data sets tell them."""
-        return self.dataset.data
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -85,16 +94,13 @@ class SeededDataset(TorchDataset[Any]):
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for a training step, whose dropout draws from its global generators."""
+    """Seed torch for a training step, because dropout draws from its global generators.
+
+    >>> seed_step(0, step=17, rank=0)
+    >>> before = torch.rand(3)
+    >>> seed_step(0, step=17, rank=0)
+    >>> torch.equal(before, torch.rand(3))
+    True
+    """
     key = np.random.SeedSequence([seed, step, rank])
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-
-
-def shield_worker(worker_id: int) -> None:
-    """Let a loader's worker outlive the signals that ask its training to stop; for ``DataLoader(worker_init_fn=...)``.
-
-    Terminals and schedulers signal every process of a job. A worker that died of it would break the step during which
-    the training prepares to stop. Workers end with their training in any case.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -1,108 +1,149 @@
-"""Reading a training back: the newest whole checkpoint, and what has changed since it was written."""
+"""What a checkpoint holds: collected from a training run, compared with another run's options, restored into it."""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_unet.errors import InputError
 
-__all__ = ["changes", "newest_checkpoint", "plain", "restore_optimizer", "restore_rng", "rng_state"]
+__all__ = ["TrainingState"]
 
 logger = logging.getLogger(__name__)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of the latest step that can be read whole, and its content; None where there is no checkpoint.
+@dataclass
+class TrainingState:
+    """The state of a training run as a dict of tensors and plain types, which ``torch.load(weights_only=True)`` reads.
 
-    A broken one is skipped with a word.
+    Args:
+        network: the network in training, wrapped or not.
+        optimizer: its optimizer.
+        lr_scheduler: steps once per training step.
+        best: the `BestCheckpoint` of the run.
+        parameters: hyperparameters of the run.
+        tracking: the run in an experiment tracker, with ``run_id`` and ``resume(run_id)`` as `Tracking` has them.
+        evaluator: validates the network.
+        changes: ``"step <n>: <name>: <before> → <now>"`` for each hyperparameter changed on resuming.
 
-    Raises:
-        InputError: there are checkpoints, and all are broken.
+    >>> import torch
+    >>> network = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    >>> state = TrainingState(network, optimizer, schedule, best=None, parameters={"learning_rate": 0.1})
+    >>> state.changed({"parameters": {"learning_rate": 0.01}})
+    ['learning_rate: 0.01 → 0.1']
     """
-    paths = sorted(folder.glob("step_*.pt"), reverse=True)
-    for path in paths:
+
+    network: nn.Module
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler
+    best: Any
+    parameters: Mapping[str, Any]
+    tracking: Any = None
+    evaluator: Engine | None = None
+    changes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.network = getattr(self.network, "module", self.network)
+        self.parameters = json.loads(json.dumps(dict(self.parameters), default=str))  # no type that torch.load refuses
+
+    def collect(self, trainer: Trainer, epoch_ended: bool) -> dict[str, Any]:
+        """Return the present state; ``epoch_ended`` once the validation of a full epoch is done.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite.
+        """
+        step, network = trainer.state.iteration, self.network.state_dict()
+        if not all(bool(value.isfinite().all()) for value in network.values()):
+            raise FloatingPointError(
+                f"after step {step} the weights are no longer finite; the last good checkpoint is kept"
+            )
+        return {
+            "network": network,
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": trainer.scaler.state_dict() if trainer.scaler else None,
+            "step": step,
+            "epoch": trainer.state.epoch,
+            "epoch_ended": epoch_ended,
+            "max_epochs": trainer.state.max_epochs,
+            "best": self.best.state_dict(),
+            "run_id": self.tracking.run_id if self.tracking else None,
+            "parameters": self.parameters,
+            "changes": self.changes,
+        }
+
+    def changed(self, content: Mapping[str, Any]) -> list[str]:
+        """Return ``"<name>: <before> → <now>"`` for each hyperparameter that differs; ``device`` is not compared."""
+        before, now = content["parameters"], self.parameters
+        return [
+            f"{name}: {before.get(name)} → {now.get(name)}"
+            for name in {**now, **before}
+            if name != "device" and str(before.get(name)).lower() != str(now.get(name)).lower()
+        ]
+
+    def resume_tracking(self, content: Mapping[str, Any]) -> None:
+        """Continue the tracked run, if there is one."""
+        if self.tracking and content["run_id"]:
+            self.tracking.resume(content["run_id"])
+
+    def restore(self, trainer: Trainer, content: Mapping[str, Any], path: Path) -> None:
+        """Set trainer and training back to a checkpoint read from ``path``.
+
+        Raises:
+            InputError: the checkpoint is of another network.
+        """
+        state: Any = trainer.state
+        loader: Any = trainer.data_loader
+        step, length = content["step"], state.epoch_length
+        state.iteration, state.epoch = step, step // length
+        loader.sampler.skip = step % length * loader.batch_size
+        changed = self.changed(content)
+        if content["max_epochs"] != state.max_epochs:
+            changed.append(f"max_epochs: {content['max_epochs']} → {state.max_epochs}")
+        for change in changed:
+            logger.warning("changed on resuming: %s", change)
+        self.changes = [*content["changes"], *(f"step {step}: {change}" for change in changed)]
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load itself lets flipped bits pass
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-            return path, torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:  # whatever the unpickler meets
-            logger.warning("%s is broken and left out: %s", path, e)
-    if paths:
-        raise InputError(
-            folder, f"none of its {len(paths)} checkpoints can be read", "Remove the folder to train from the start"
-        )
-    return None
+            self.network.load_state_dict(content["network"])
+        except RuntimeError as e:
+            raise InputError(path, f"it holds another network ({e})", "Start a new training run") from e
+        self._restore_optimizer(content, changed)
+        if content["scaler"] and trainer.scaler:
+            trainer.scaler.load_state_dict(content["scaler"])
+        self.best.load_state_dict(content["best"])
+        if self.evaluator and self.best.epoch:
+            logged: Any = self.evaluator.state  # MONAI's log messages name the best so far
+            logged.best_metric, logged.best_metric_epoch = self.best.best, self.best.epoch
+        if step and step % length == 0 and not content["epoch_ended"]:
+            trainer.fire_event(Events.EPOCH_COMPLETED)  # the validation that was interrupted
 
-
-def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as a checkpoint can hold them: JSON's types."""
-    return dict(json.loads(json.dumps(dict(parameters), default=str)))
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``"name: before → now"`` for each hyperparameter that differs; the device is none."""
-    names = [*now, *(name for name in before if name not in now)]
-    return [
-        f"{name}: {before.get(name)} → {now.get(name)}"
-        for name in names
-        if name != "device" and str(before.get(name)).lower() != str(now.get(name)).lower()
-    ]
-
-
-def restore_optimizer(
-    optimizer: Optimizer, lr_scheduler: LRScheduler, content: Mapping[str, Any], changed: Sequence[str]
-) -> None:
-    """Set optimizer and schedule back to a checkpoint's.
-
-    Where hyperparameters have changed, theirs are the new ones, and the schedule is walked anew up to the checkpoint's
-    step. An optimizer of another kind starts without a state.
-    """
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    before = content["optimizer"]["param_groups"]
-    if [set(group) for group in groups] == [set(group) - {"params"} for group in before]:
-        optimizer.load_state_dict(content["optimizer"])
-    else:
-        logger.warning("another kind of optimizer: it starts without the state of the former")
-    if not changed:
-        lr_scheduler.load_state_dict(content["lr_scheduler"])
-        return
-    for group, values in zip(optimizer.param_groups, groups, strict=True):
-        group.update(values)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps were made before
-        for _ in range(content["step"]):
-            lr_scheduler.step()
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of all global random number generators, in types that ``weights_only`` lets pass."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what is asked for
-    return {
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def restore_rng(state: Mapping[str, Any]) -> None:
-    """Set all global random number generators back; those of the GPUs where there are as many as there were."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    def _restore_optimizer(self, content: Mapping[str, Any], changed: Sequence[str]) -> None:
+        """Restore optimizer and schedule; changed hyperparameters win, as if the new schedule had been followed."""
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        before = content["optimizer"]["param_groups"]
+        if [set(group) for group in options] == [set(group) - {"params"} for group in before]:
+            self.optimizer.load_state_dict(content["optimizer"])
+        else:
+            logger.warning("the checkpoint's optimizer is of another kind: its state is not used")
+        if not changed:
+            self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+            return
+        for group, values in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps were made before
+            for _ in range(content["step"]):
+                self.lr_scheduler.step()

@@ -1,4 +1,4 @@
-"""Which tile a training step has memory for: counted without computing anything."""
+"""The largest tile for whose training step there is memory, counted without computing anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from monai_unet.networks import ValidUNet
 
 __all__ = ["largest_tile", "step_bytes"]
 
-#: a step needs more than what it keeps for the backward pass: gradients, the convolutions' scratch space. Measured on
-#: the CPU: 1.2 in 2-D, 1.7 in 3-D
+#: a step needs more than it keeps for the backward pass: gradients, the convolutions' scratch space. Measured on the
+#: CPU: 1.2 in 2-D, 1.7 in 3-D
 OVERHEAD = 1.8
 
 
 def step_bytes(network: ValidUNet, shape: Sequence[int]) -> int:
-    """Bytes that a training step on a float32 image (B, C, *spatial) takes, weights not counted."""
+    """Estimate the bytes that a training step on a float32 image (B, C, *spatial) takes, without the weights.
+
+    >>> network = ValidUNet(2, 1, 2)
+    >>> f"{step_bytes(network, (1, 1, 572, 572)) / 2**30:.1f} GiB"
+    '1.3 GiB'
+    """
     state = {name: torch.empty_like(value, device="meta") for name, value in network.state_dict().items()}
     for name, _ in network.named_parameters():
         state[name].requires_grad_()
@@ -38,9 +43,18 @@ def step_bytes(network: ValidUNet, shape: Sequence[int]) -> int:
 
 
 def largest_tile(network: ValidUNet, shape: Sequence[int], available: int | None) -> tuple[int, ...] | None:
-    """Output size of the largest tile, below the input ``shape`` (B, C, *spatial), whose step fits; None if none does.
+    """Find the largest output tile, smaller than that of an input ``shape`` (B, C, *spatial), whose step fits.
 
-    Without knowing what is available: of the largest that takes half as much, the rule of the area.
+    Args:
+        network: in training.
+        shape: of the step that failed.
+        available: free memory, in bytes; if None, half of what the failed step needed is assumed.
+
+    Returns:
+        Its output size (*spatial), or None if no tile fits.
+
+    >>> largest_tile(ValidUNet(2, 1, 2), (1, 1, 572, 572), available=1 << 30)
+    (324, 324)
     """
     fits = available if available is not None else step_bytes(network, shape) // 2
     smallest, sizes = network.input_size(1), list(shape[2:])

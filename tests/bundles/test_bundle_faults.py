@@ -112,7 +112,7 @@ def test_a_dead_process_ends_the_others_within_a_minute(data, tmp_path):
         print(f"all ended {time.monotonic() - start:.1f} s after the death of one")
     said = (tmp_path / "said.txt").read_text()
     assert "Signal 9 (SIGKILL)" in said
-    assert "another process of this training has died" in said
+    assert "another process of this training run has died" in said
     assert store(tmp_path, "select status from runs") == [("FAILED",)]
     with training(data, tmp_path, "--resume", "true", processes=2) as agent:
         assert agent.wait() == 0

@@ -20,8 +20,7 @@ import pytest
 from tiny_training import items, train
 
 from monai_unet.tracking import Tracking
-from monai_unet.training import Guards
-from monai_unet.training import checkpoints as training_state
+from monai_unet.training import Guards, checkpoints
 
 pytestmark = [
     pytest.mark.slow,
@@ -148,7 +147,7 @@ def test_killed_at_20_random_moments_of_training(faults, uninterrupted):
 
 
 def test_killed_20_times_inside_a_save(faults, uninterrupted, monkeypatch):
-    monkeypatch.setattr(training_state, "LONG", 0)  # a save after every step: more saves to hit
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_SECONDS", 0)  # a save after every step: more saves to hit
     folder = faults.folder / "checkpoints"
     saves = random.Random(0)
     kills = 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
-from monai.transforms import Compose
+from monai.transforms import Compose, MapTransform
 from tiny_training import SIZE, items, train
 
 from monai_unet.data import InputError
@@ -94,7 +94,7 @@ def test_the_files_of_a_step_are_named(tmp_path):
 
 
 def test_an_exploding_training_is_told_from_bad_data(tmp_path):
-    with pytest.raises(FloatingPointError, match="the data are sound, so try a lower --learning_rate"):
+    with pytest.raises(FloatingPointError, match="all data are finite, so try a lower --learning_rate"):
         train(tmp_path, handlers=guarded, learning_rate=1e30, optimizer=torch.optim.SGD)
 
 
@@ -201,6 +201,19 @@ def test_a_network_too_wide_for_any_tile():
         engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
 
 
+class Exhausted(MapTransform):
+    def __call__(self, tile):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_out_of_memory_in_the_loader(workers):
+    engine = Engine(lambda engine, batch: None)
+    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    with pytest.raises(RuntimeError, match="out of memory while an image was loaded; choose a smaller --tile_size or"):
+        engine.run(DataLoader(Dataset([{}], Exhausted("image")), num_workers=workers))
+
+
 # --- disk ---
 
 
@@ -213,25 +226,36 @@ def test_any_full_disk_says_what_to_do(tmp_path):
     assert error.value.filename == str(tmp_path / "picture.png")
 
 
-def _with_little_room(pipe, folder: Path) -> None:
+def _with_little_room(pipe, folder: Path, step: int) -> None:
     def fill(engine):  # whatever is written from now on ends after 2 KiB
-        if engine.state.iteration == 9:
+        if engine.state.iteration == step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 
     try:
         train(folder, handlers=guarded, on_step=fill, val_interval=2)
         pipe.send(None)
-    except InputError as e:
-        pipe.send(str(e))
+    except Exception as e:
+        pipe.send(f"{type(e).__name__}: {e}")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
-    message = answer_of(_with_little_room, tmp_path)
-    assert re.search(r"the checkpoint could not be written \(File too large; \d+ MiB are free\); ", message)
-    assert "the newest whole one is step_00000008.pt. Make room, then continue with --resume true" in message
-    assert steps(tmp_path) == [4, 8]
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-    assert list(train(tmp_path, resume=True)) == [9, 10, 11, 12]
+@pytest.mark.parametrize(
+    ("step", "file", "kept"),
+    [
+        (9, "step_00000012.pt", "newest intact checkpoint is step_00000008.pt"),
+        (5, "model.pt", "last checkpoint is kept"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(step, file, kept, tmp_path):
+    message = answer_of(_with_little_room, tmp_path, step)
+    assert re.fullmatch(
+        rf"InputError: .*{file}: it could not be written \(File too large; \d+ MiB are free\); the {kept}. "
+        "Make room, then continue with --resume true.",
+        message,
+    )
+    last = 8 if step == 9 else 4
+    assert steps(tmp_path) == [last - 4, last]
+    assert not list(tmp_path.rglob(".*.partial*"))
+    assert list(train(tmp_path, resume=True)) == list(range(last + 1, 13))
 
 
 # --- one training per folder ---

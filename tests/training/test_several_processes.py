@@ -106,5 +106,5 @@ def test_two_processes_resume_bit_for_bit(tmp_path):
 def test_a_dead_process_ends_the_other_with_the_reason(tmp_path):
     first, second = together(tmp_path, die_at=3)
     assert second is None
-    assert first.startswith("RuntimeError: another process of this training has died (")
+    assert first.startswith("RuntimeError: another process of this training run has died (")
     assert first.endswith("--resume true continues")
