@@ -124,11 +124,10 @@ class Journal:
         self._file.close()
         self._closing.set()
         patience = REMOTE_TIMEOUT if self._unreachable or self._sender.store is None else LOCAL_TIMEOUT
-        progress, since = -1, time.monotonic()
-        while self._thread.is_alive() and (time.monotonic() < since + patience or self._sender.uploading):
-            if self._sender.offset != progress:
-                progress, since = self._sender.offset, time.monotonic()
-            self._thread.join(0.1)
+        progress = None
+        while self._thread.is_alive() and (self._sender.uploading or self._sender.offset != progress):
+            progress = self._sender.offset
+            self._thread.join(patience)
         if self._thread.ident is None:
             self._lock.release()
         if self.folder.exists():

@@ -188,6 +188,4 @@ class Segmentation:
         return result[0] if output == "labels" and result.ndim > self.network.spatial_dims else result
 
 
-def _load_pyfunc(folder: str) -> Segmentation:
-    """The function that MLflow calls to load the model."""
-    return Segmentation(folder)
+_load_pyfunc = Segmentation  # MLflow calls it to load the model

@@ -34,28 +34,12 @@ OPENED: list[Journal] = []
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
-@pytest.fixture
-def uri(store) -> str:
-    return store
-
-
-@pytest.fixture(scope="module")
-def client(store) -> MlflowClient:
-    return MlflowClient(store)
-
-
 @pytest.fixture(autouse=True)
-def often(monkeypatch):
-    monkeypatch.setattr(journal_module, "INTERVAL", 0.05)
+def all_end():
     yield
     for journal in OPENED:
         kill(journal)
     OPENED.clear()
-
-
-@pytest.fixture
-def experiment(request) -> str:
-    return request.node.name
 
 
 def begin(folder: Path, uri: str, experiment: str, resume: str | None = None) -> Journal:
@@ -84,8 +68,8 @@ def losses(client: MlflowClient, run) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "Loss")]
 
 
-def test_everything_logged_arrives_and_the_journal_is_removed(tmp_path, uri, client, experiment):
-    journal = begin(tmp_path / "key", uri, experiment)
+def test_everything_logged_arrives_and_the_journal_is_removed(tmp_path, store, client, experiment):
+    journal = begin(tmp_path / "key", store, experiment)
     assert journal.run_id == "key", "a name that finds the run"
     journal.start()
     journal.append("params", params=[["seed", "1"]])
@@ -100,7 +84,7 @@ def test_everything_logged_arrives_and_the_journal_is_removed(tmp_path, uri, cli
     assert not (tmp_path / "key").exists()
 
 
-def test_an_unreachable_server_delays_nothing_and_misses_nothing(tmp_path, uri, client, experiment, caplog, capsys):
+def test_an_unreachable_server_delays_nothing_and_misses_nothing(tmp_path, store, client, experiment, caplog, capsys):
     journal = begin(tmp_path / "out" / "key", NOBODY, experiment)
     journal.start()
     start = time.perf_counter()
@@ -115,8 +99,8 @@ def test_an_unreachable_server_delays_nothing_and_misses_nothing(tmp_path, uri, 
 
     assert main(["send", str(tmp_path / "out")]) == 1
     assert "Nothing is lost" in capsys.readouterr().err
-    assert main(["send", str(tmp_path / "out"), "--uri", uri]) == 0
-    assert main(["send", str(tmp_path / "out"), "--uri", uri]) == 0
+    assert main(["send", str(tmp_path / "out"), "--uri", store]) == 0
+    assert main(["send", str(tmp_path / "out"), "--uri", store]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 sent", "0 sent"]
     (run,) = runs(client, experiment)
     assert run.info.status == "FINISHED"
@@ -144,17 +128,17 @@ class Unreliable:
         return call
 
 
-def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, uri, client, experiment):
+def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, store, client, experiment):
     trials = [(fails, after) for fails in range(1, 30) for after in (False, True)]
     for fails, after in trials:
         folder = tmp_path / f"{fails}{after}"
-        journal = begin(folder, uri, experiment)
+        journal = begin(folder, store, experiment)
         log(journal, range(1, 4))
         journal.log_file("text.txt", "whole")
         journal.append("params", params=[["seed", "1"]])
         log(journal, range(4, 6))
         journal.append("end", status="FINISHED", time=2)
-        sender = Sender(folder, uri)
+        sender = Sender(folder, store)
         unreliable = sender.client = Unreliable(client, fails, after)
         try:
             sender.send()
@@ -162,7 +146,7 @@ def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, uri, client,
         except MlflowException:
             failed = True
             assert Sender(folder).run_id == sender.run_id or sender.run_id is None or fails <= 3
-            Sender(folder, uri).send()  # another process, or the next attempt
+            Sender(folder, store).send()  # another process, or the next attempt
         if not failed:
             break
     assert unreliable.calls < fails < 20, "every call has failed once"
@@ -174,16 +158,16 @@ def test_whichever_answer_is_lost_everything_arrives_once(tmp_path, uri, client,
         assert client.download_artifacts(run.info.run_id, "text.txt")
 
 
-def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, uri, client, experiment):
-    first = begin(tmp_path / "first", uri, experiment)
+def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, store, client, experiment):
+    first = begin(tmp_path / "first", store, experiment)
     log(first, range(1, 6))
     first.append("params", params=[["lr", "0.1"], ["seed", "1"]])
-    Sender(tmp_path / "first", uri).send()
+    Sender(tmp_path / "first", store).send()
     kill(first)
     (run,) = runs(client, experiment)
     assert run.info.status == "RUNNING"
 
-    again = begin(tmp_path / "elsewhere", uri, experiment, resume=run.info.run_id)
+    again = begin(tmp_path / "elsewhere", store, experiment, resume=run.info.run_id)
     again.append("params", params=[["lr", "0.2"], ["seed", "1"], ["new", "2"]])
     log(again, range(4, 9), value=7)
     again.start()
@@ -197,40 +181,40 @@ def test_a_resumed_training_continues_its_run_and_repeats_no_step(tmp_path, uri,
     assert not [tag for tag in run.data.tags if tag.startswith("changed.") and tag != "changed.lr"]
 
 
-def test_a_run_that_never_reached_a_server_is_continued_as_well(tmp_path, uri, client, experiment):
+def test_a_run_that_never_reached_a_server_is_continued_as_well(tmp_path, store, client, experiment):
     """By its journal if that is still there, and by the journal's name as a tag if it was sent in the meantime."""
     first = begin(tmp_path / "key", NOBODY, experiment)
     log(first, (1, 2))
     kill(first)
     with (tmp_path / "key" / "journal.jsonl").open("a") as journal:
         journal.write('{"event": "metrics", "metr')  # the process was killed while it wrote
-    again = begin(tmp_path / "key", uri, experiment, resume="key")
+    again = begin(tmp_path / "key", store, experiment, resume="key")
     log(again, (2, 3), value=7)
     kill(again)
-    assert send(tmp_path, uri) == ([tmp_path / "key"], [])
-    third = begin(tmp_path / "new", uri, experiment, resume="key")
+    assert send(tmp_path, store) == ([tmp_path / "key"], [])
+    third = begin(tmp_path / "new", store, experiment, resume="key")
     log(third, (3, 4), value=8)
     kill(third)
-    send(tmp_path, uri)
+    send(tmp_path, store)
     (run,) = runs(client, experiment)
     assert losses(client, run) == [(1, 1), (2, 1 / 2), (3, 7 / 3), (4, 8 / 4)]
 
 
-def test_an_ended_run_that_is_resumed_is_running(tmp_path, uri, client, experiment):
-    first = begin(tmp_path / "first", uri, experiment)
+def test_an_ended_run_that_is_resumed_is_running(tmp_path, store, client, experiment):
+    first = begin(tmp_path / "first", store, experiment)
     first.append("end", status="KILLED", time=2)
     kill(first)
-    send(tmp_path, uri)
+    send(tmp_path, store)
     (run,) = runs(client, experiment)
     assert run.info.status == "KILLED"
-    begin(tmp_path / "again", uri, experiment, resume=run.info.run_id)
-    Sender(tmp_path / "again", uri).send()
+    begin(tmp_path / "again", store, experiment, resume=run.info.run_id)
+    Sender(tmp_path / "again", store).send()
     (run,) = runs(client, experiment)
     assert run.info.status == "RUNNING"
 
 
-def test_a_line_that_the_server_refuses_holds_up_nothing(tmp_path, uri, client, experiment, caplog):
-    journal = begin(tmp_path / "key", uri, experiment)
+def test_a_line_that_the_server_refuses_holds_up_nothing(tmp_path, store, client, experiment, caplog):
+    journal = begin(tmp_path / "key", store, experiment)
     log(journal, [1])
     journal.log_metrics({"no%name": 2}, 2)
     log(journal, [3])
@@ -245,14 +229,14 @@ def test_a_line_that_the_server_refuses_holds_up_nothing(tmp_path, uri, client, 
     assert "MLflow refuses a line of the journal; it is kept in" in caplog.text
 
 
-def test_a_journal_is_locked_from_its_first_line(tmp_path, uri, client, experiment, capsys):
+def test_a_journal_is_locked_from_its_first_line(tmp_path, store, client, experiment, capsys):
     """Before its thread has begun to send: another training run in the folder would send and remove it."""
-    live = begin(tmp_path / "live", uri, experiment)
+    live = begin(tmp_path / "live", store, experiment)
     log(live, [1])
     assert main(["send", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == "0 sent, 1 left to the processes that are writing them"
     with pytest.raises(BlockingIOError, match="live is being sent by another process"):
-        Journal(tmp_path / "live", uri)
+        Journal(tmp_path / "live", store)
     live.start()
     live.close("FINISHED")
     (run,) = runs(client, experiment)
@@ -260,22 +244,22 @@ def test_a_journal_is_locked_from_its_first_line(tmp_path, uri, client, experime
     assert not live.folder.exists()
 
 
-def test_the_lock_of_another_process_falls_with_it(tmp_path, uri, experiment):
+def test_the_lock_of_another_process_falls_with_it(tmp_path, store, experiment):
     received, sent = os.pipe()
     child = os.fork()
     if child == 0:
-        begin(tmp_path / "key", uri, experiment)
+        begin(tmp_path / "key", store, experiment)
         os.write(sent, b"1")
         signal.pause()
     assert os.read(received, 1)
-    assert send(tmp_path, uri) == ([], [tmp_path / "key"])
+    assert send(tmp_path, store) == ([], [tmp_path / "key"])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert send(tmp_path, uri) == ([tmp_path / "key"], [])
+    assert send(tmp_path, store) == ([tmp_path / "key"], [])
 
 
-def test_a_training_that_ends_just_before_its_journal_is_sent_is_no_error(tmp_path, uri, experiment, monkeypatch):
-    kill(begin(tmp_path / "key", uri, experiment))
+def test_a_training_that_ends_just_before_its_journal_is_sent_is_no_error(tmp_path, store, experiment, monkeypatch):
+    kill(begin(tmp_path / "key", store, experiment))
 
     def acquire(lock) -> bool:
         (tmp_path / "key" / "journal.jsonl").unlink()
@@ -287,11 +271,11 @@ def test_a_training_that_ends_just_before_its_journal_is_sent_is_no_error(tmp_pa
     assert not (tmp_path / "key").exists()
 
 
-def test_the_next_training_sends_the_rest_of_the_last_one(tmp_path, uri, client, experiment):
-    last = begin(tmp_path / "last", uri, experiment)
+def test_the_next_training_sends_the_rest_of_the_last_one(tmp_path, store, client, experiment):
+    last = begin(tmp_path / "last", store, experiment)
     log(last, range(1, 3))
     kill(last)
-    new = begin(tmp_path / "new", uri, experiment)
+    new = begin(tmp_path / "new", store, experiment)
     new.start()
     new.close("FINISHED")
     assert not list(tmp_path.iterdir())

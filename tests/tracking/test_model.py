@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import yaml
 from bundle_driver import driver
 from mlflow import MlflowClient
 from PIL import Image
+from serving import free_port, wait_for
 
 from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
@@ -187,12 +186,6 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
             assert PATIENT.lower().encode() not in content, file
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
@@ -210,15 +203,7 @@ def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
     environment["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "1000"
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 1000  # on a busy machine
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                assert server.poll() is None
-                time.sleep(1)
+        wait_for(f"http://127.0.0.1:{port}/ping", server)
         body = json.dumps({"inputs": np.asarray(Image.open(image)).tolist()}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
