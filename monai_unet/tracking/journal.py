@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 import shutil
 import threading
 import time
@@ -22,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from monai_unet.files import FolderLock
-from monai_unet.tracking.sending import Sender, command, send
+from monai_unet.tracking.sending import Sender, send
 
 __all__ = ["Journal", "scalars"]
 
@@ -131,13 +133,13 @@ class Journal:
         if self._thread.ident is None:
             self._lock.release()
         if self.folder.exists():
-            message = "MLflow: not everything is sent. When the server is back, run: %s"
-            logger.warning(message, command(self.folder.parent))
+            folder = shlex.quote(os.fspath(self.folder.parent))
+            logger.warning("MLflow: not everything is sent. Later, run: python -m monai_unet.tracking send %s", folder)
 
     def _work(self) -> None:
         try:
             self._send_until_closed()
-            if self._sender.ended:
+            if not self._unreachable:
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             self._lock.release()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
 
@@ -37,6 +36,7 @@ class Pictures:
         tracking: logs the pictures as artifacts, under ``pictures/``.
 
     >>> import tempfile, torch
+    >>> from monai.data import MetaTensor
     >>> image = MetaTensor(torch.rand(1, 20, 30), meta={"filename_or_obj": "cells.tif"})
     >>> evaluator = Engine(lambda engine, batch: [{"pred": (image > 0.5).float()}])
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def _parts(mask: np.ndarray) -> list[np.ndarray]:
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
     """(C, H, W) or (C, Z, H, W), or (H, W) already → (H, W), or (H, W, 3) for all channels of an RGB image."""
-    array = (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float().numpy(force=True)
+    array: np.ndarray = tensor.float().numpy(force=True)
     if array.ndim == 2:
         return array
     if array.ndim == 4:

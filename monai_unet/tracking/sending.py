@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 from monai_unet.errors import InputError
 from monai_unet.files import FolderLock, replacing
 
-__all__ = ["command", "send"]
+__all__ = ["send"]
 
 #: the tag that finds a run whose creation was not acknowledged
 KEY_TAG = "monai_unet.run"
@@ -35,15 +34,6 @@ METRICS, PARAMS = 1000, 100
 SQLITE = "sqlite:///"
 
 logger = logging.getLogger(__name__)
-
-
-def command(folder: Path) -> str:
-    """Return the command that sends what a folder of journals still holds.
-
-    >>> command(Path("my output/mlflow"))
-    "python -m monai_unet.tracking send 'my output/mlflow'"
-    """
-    return f"python -m monai_unet.tracking send {shlex.quote(os.fspath(folder))}"
 
 
 def send(folder: Path, uri: str | None = None) -> tuple[list[Path], list[Path]]:
@@ -91,10 +81,9 @@ class Sender:
     def __init__(self, folder: Path, uri: str | None = None) -> None:
         self.folder, self.uri = folder, uri
         self.run_id: str | None = None
-        self.ended = False
         self.uploading = False
         self.offset = 0
-        self._steps: dict[str, set[int]] | None = {}  # that the server has, by metric; None: the run is new
+        self._steps: dict[str, set[int]] = {}  # that the server has, by metric
         if (folder / "sent.json").is_file():
             sent = json.loads((folder / "sent.json").read_text())
             self.run_id, self.offset = sent["run_id"], sent["offset"]
@@ -209,11 +198,9 @@ class Sender:
                 self._send_model(line)
             case "end":
                 self.client.set_terminated(self.run_id, line["status"], line["time"])
-                self.ended = True
 
     def _open_run(self, line: dict[str, Any]) -> None:
         """Find the run, or create it."""
-        self.ended = False
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", line["experiment"])
         found = self.client.get_experiment_by_name(name)
         # next to an SQLite file, where MONAI's handler and `mlflow ui` have them, too; None: where the server has them
@@ -223,9 +210,8 @@ class Sender:
         if self.run_id is None:
             tags = {**line["tags"], KEY_TAG: line["resume"] or self.folder.name}
             run = self.client.create_run(experiment, start_time=line["time"], tags=tags, run_name=line["name"])
-            self.run_id, self._steps = run.info.run_id, None
+            self.run_id = run.info.run_id
         else:
-            self._steps = {}
             self.client.update_run(self.run_id, status="RUNNING")
 
     def _find_run(self, resume: str | None, experiment: str) -> str | None:
@@ -248,24 +234,22 @@ class Sender:
 
         fresh = []
         for key, value, timestamp, step in metrics:
-            if self._steps is not None and not key.startswith("system/"):  # which has many values of one step
+            if not key.startswith("system/"):  # which has many values of one step
                 if key not in self._steps:
-                    history = self.client.get_metric_history(self.run_id, key)
-                    self._steps[key] = {metric.step for metric in history}
+                    self._steps[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
                 if step in self._steps[key]:
                     continue
             fresh.append(Metric(key, value, timestamp, step))
         if fresh:
             self.client.log_batch(self.run_id, metrics=fresh)
-        if self._steps is not None:
-            for metric in fresh:
-                self._steps.setdefault(metric.key, set()).add(metric.step)
+        for metric in fresh:
+            self._steps.setdefault(metric.key, set()).add(metric.step)
 
     def _send_params(self, params: dict[str, str]) -> None:
         """Send new parameters; of a changed one the run keeps the first value, and ``changed.<name>`` holds both."""
         from mlflow.entities import Param
 
-        old = {} if self._steps is None else self.client.get_run(self.run_id).data.params
+        old = self.client.get_run(self.run_id).data.params
         for key in params.keys() & old.keys():
             if params[key] != old[key]:
                 self.client.set_tag(self.run_id, f"changed.{key}", f"{old[key]} → {params[key]}")

@@ -67,8 +67,7 @@ def train(experiment: str, steps: int = 4, on_step=lambda engine: None, paramete
         decollate=False,
         val_handlers=[tracking],
     )
-    evaluator.add_event_handler(Events.COMPLETED, lambda engine: engine.state.metrics.update(error=0.25))
-    evaluator._event_handlers[Events.COMPLETED].reverse()  # the metric before what logs it
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update(error=0.25))
     trainer = SupervisedTrainer(
         torch.device("cpu"),
         epochs,
