@@ -1,4 +1,4 @@
-"""``python -m monai_unet.data check PATH``: what is in a folder, and what is wrong with it."""
+"""``python -m monai_unet.data check PATH``: list what is in a folder, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HEADER = ("study", "kind", "size", "voxel in mm", "axes", "problem")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a row per series or volume: pseudonym, modality or format, voxels, their size, anatomical axes, problem.
+    """Print a row per series or volume: pseudonym, modality or "volume", size, voxel size, anatomical axes, problem.
 
-    The axes tell where each index grows to: "LPS" is an axial series, "RAS" what nibabel calls canonical.
+    The axes are the directions in which the indices grow: "LPS" is an axial series, "RAS" is canonical in nibabel.
 
     Returns:
-        1 where there is a problem, else 0.
+        1 if there is a problem, else 0.
     """
     parser = argparse.ArgumentParser(prog="python -m monai_unet.data")
     check = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="list and check volumes")
     check.add_argument("path", help="a NIfTI, NRRD or MetaImage file, a DICOM folder, file or zip, or a folder of them")
-    check.add_argument("--keep-names", action="store_true", help="tell paths and file names, not pseudonyms alone")
+    check.add_argument("--keep-names", action="store_true", help="show paths and file names, not pseudonyms only")
     options = parser.parse_args(arguments)
     try:
         studies = find_studies(options.path, keep_names=options.keep_names)

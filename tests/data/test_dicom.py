@@ -7,6 +7,9 @@ import logging
 import os
 import shutil
 import sys
+import threading
+import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +34,8 @@ from pydicom.uid import (  # noqa: E402
     SegmentationStorage,
 )
 
-from monai_unet.data.dicom.reader import DicomSeriesReader, read_dataset  # noqa: E402
+from monai_unet.data.dicom.reader import DicomSeriesReader  # noqa: E402
+from monai_unet.data.dicom.series import read_series  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 
 
@@ -362,7 +366,7 @@ def test_volumes_of_different_depth_share_a_batch(tmp_path: Path) -> None:
     data = [{"image": str(tmp_path / n)} for n in "ab"]
     crop = [LoadImaged("image", reader=DicomSeriesReader()), lambda item: {"image": item["image"][..., :4]}]
     batch = next(iter(DataLoader(Dataset(data, Compose(crop)), batch_size=2)))["image"]
-    assert [len(files.splitlines()) for files in batch.meta["source_files"]] == [6, 4]
+    assert batch.meta["series_uid"] == [uid("series")] * 2
 
 
 @pytest.mark.parametrize("inner", ["", "study/series/"])
@@ -373,8 +377,6 @@ def test_zip(tmp_path: Path, inner: str) -> None:
             opened.write(path, inner + path.name)
     array, meta = load(archive)
     assert_in_place(array, meta)
-    sources = meta["source_files"].splitlines()
-    assert [read_dataset(s).SOPInstanceUID for s in sources] == [uid(f"slice {k}") for k in range(SLICES)]
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 0xFF
     archive.write_bytes(content)
@@ -396,10 +398,9 @@ def test_undeclared_count_may_be_waived(tmp_path: Path) -> None:
     assert_in_place(*load(tmp_path, check_count=False))
 
 
-def test_source_files_follow_the_slices(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, name="z{:d}.dcm", slices=[5, 3, 1, 0, 2, 4])
+def test_metadata(tmp_path: Path) -> None:
+    write_series(tmp_path)
     _, meta = load(tmp_path)
-    assert meta["source_files"].splitlines() == sorted(map(str, paths))
     assert (meta["modality"], meta["series_uid"], meta["study_uid"]) == ("CT", uid("series"), uid("study"))
     assert (meta["original_channel_dim"], meta["space"]) == ("no_channel", "RAS")
 
@@ -475,6 +476,72 @@ def test_library_logs_quote_no_values(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not logging.getLogger("pydicom").disabled
 
 
+def test_threads_that_read_at_once_leave_logs_and_warnings_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first to begin is the first to end: restoring what the second found would leave both silent for good."""
+    write_series(tmp_path)
+    second_reads, first_is_done = threading.Event(), threading.Event()
+    dcmread = pydicom.dcmread
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is second:
+            second_reads.set()
+            assert first_is_done.wait(60)
+            logging.getLogger("pydicom").warning("Geheim")
+            warnings.warn("Geheim", stacklevel=1)
+        else:
+            second.start()
+            assert second_reads.wait(60)
+            monkeypatch.setattr(pydicom, "dcmread", dcmread)
+        return dcmread(*args, **kwargs)
+
+    results = []
+    second = threading.Thread(target=lambda: results.append(load(tmp_path)))
+    monkeypatch.setattr(pydicom, "dcmread", waiting)
+    log, filters = logging.getLogger("pydicom"), list(warnings.filters)
+    before = (log.disabled, log.level)
+    try:
+        load(tmp_path)
+        first_is_done.set()
+        second.join()
+        assert (log.disabled, log.level) == before
+        assert warnings.filters == filters
+    finally:
+        log.disabled, log.level = before
+        warnings.filters[:] = filters
+    assert len(results) == 1
+    assert "Geheim" not in caplog.text
+
+
+@pytest.mark.parametrize("where", ["pydicom.dcmread", "highdicom.Image.get_frames"])
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    write_series(tmp_path)
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(where, fails)
+    with pytest.raises(MemoryError):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_neighbour_is_not_read(tmp_path: Path, packed: bool) -> None:
+    size = 1 << 27
+    write_series(tmp_path / "study")
+    with (tmp_path / "study" / "film.mp4").open("wb") as film:
+        film.truncate(size)
+    if packed:
+        shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
+    tracemalloc.start()
+    try:
+        assert_in_place(*load(tmp_path / "study.zip" if packed else tmp_path / "study"))
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
+
+
 # -- real files ------------------------------------------------------------------------------------------------------
 
 REAL: dict[str, tuple[int, int, int] | str] = {
@@ -534,14 +601,10 @@ def test_real(name: str) -> None:
     array, meta = load(_real(name))
     assert array.shape == outcome
     # every slice's own corner, read from its file, is where the affine says
-    sources = meta["source_files"].splitlines()
-    if len(sources) == outcome[2]:
-        for k, source in enumerate(sources):
-            corner = np.array(read_dataset(source, stop_before_pixels=True).ImagePositionPatient, dtype=float) * [
-                -1,
-                -1,
-                1,
-            ]
+    series = read_series([_real(name)])
+    if len(series.headers) == outcome[2]:
+        for k, plane in enumerate(series.order):
+            corner = np.array(series.headers[plane].ImagePositionPatient, dtype=float) * [-1, -1, 1]
             np.testing.assert_allclose((meta["affine"] @ [0, 0, k, 1])[:3], corner, atol=0.01)
 
 

@@ -19,9 +19,9 @@ pytest.importorskip("highdicom")
 import dicom_cases as cases  # noqa: E402
 from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series  # noqa: E402
 
-from monai_unet.data.dicom.reader import DicomSeriesReader  # noqa: E402
+from monai_unet.data.dicom.reader import read_volume  # noqa: E402
 from monai_unet.data.dicom.segmentation import write_seg  # noqa: E402
-from monai_unet.errors import InputError  # noqa: E402
+from monai_unet.data.dicom.series import Series, read_series  # noqa: E402
 
 CATEGORY = ["123037004", "SCT", "Anatomical Structure"]
 SEGMENTS = [
@@ -37,10 +37,10 @@ SEGMENTS = [
 ALGORITHM = {"name": "phantom", "version": "1.2", "family": ["123110", "DCM", "Artificial Intelligence"]}
 
 
-def read(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Array and sources of a series."""
-    array, meta = DicomSeriesReader().get_data((str(folder),))
-    return array, meta["source_files"].splitlines()
+def read(folder: Path) -> tuple[np.ndarray, Series]:
+    """Array and series."""
+    series = read_series([folder])
+    return read_volume(series)[0], series
 
 
 def classes(codes: np.ndarray) -> np.ndarray:
@@ -81,9 +81,9 @@ def assert_classes_in_place(dataset: Any, slices: int = SLICES, **geometry: Any)
 
 def written(folder: Path, mask: np.ndarray | None = None) -> Any:
     """The SEG of the phantom's classes, or of a mask, as pydicom reads it."""
-    array, sources = read(folder)
+    array, series = read(folder)
     target = folder.parent / "out" / "seg.dcm"
-    write_seg(target, classes(array) if mask is None else mask, sources, SEGMENTS, ALGORITHM)
+    write_seg(target, classes(array) if mask is None else mask, series, SEGMENTS, ALGORITHM)
     return pydicom.dcmread(target)
 
 
@@ -178,17 +178,12 @@ def test_headers_that_lack_or_misstate(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
-    array, sources = read(tmp_path / "a")
+    array, series = read(tmp_path / "a")
     mask = classes(array)
     with pytest.raises(ValueError, match=r"the mask has shape \(16, 20, 6\), its source \(20, 16, 6\): bring it back"):
-        write_seg(tmp_path / "x.dcm", mask.transpose(1, 0, 2), sources, SEGMENTS, ALGORITHM)
+        write_seg(tmp_path / "x.dcm", mask.transpose(1, 0, 2), series, SEGMENTS, ALGORITHM)
     with pytest.raises(ValueError, match="the mask has value 2, but there are 1 segments"):
-        write_seg(tmp_path / "x.dcm", mask, sources, SEGMENTS[:1], ALGORITHM)
-    for name in ("a", "b"):
-        enhanced().save_as(tmp_path / f"{name}.dcm", enforce_file_format=True)
-    both = [str(tmp_path / f"{name}.dcm") for name in ("a", "b")]
-    with pytest.raises(InputError, match="2 multi-frame files in one series"):
-        write_seg(tmp_path / "x.dcm", mask, both, SEGMENTS, ALGORITHM)
+        write_seg(tmp_path / "x.dcm", mask, series, SEGMENTS[:1], ALGORITHM)
     assert not (tmp_path / "x.dcm").exists()
 
 
@@ -254,9 +249,9 @@ def _cases(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
 @pytest.mark.parametrize("name", ["oblique", "bare", "empty", "multi"])
 def test_dciodvfy_finds_no_error_and_dcmqi_reads_the_same_mask(tmp_path: Path, name: str) -> None:
     folder, mask = _cases(tmp_path)[name]
-    _, sources = read(folder)
+    series = read_series([folder])
     path = tmp_path / "seg.dcm"
-    write_seg(path, mask, sources, SEGMENTS, ALGORITHM)
+    write_seg(path, mask, series, SEGMENTS, ALGORITHM)
     assert complaints(path) == ""
     convert = shutil.which("segimage2itkimage") or shutil.which("segimage2itkimage", path=Path(sys.executable).parent)
     if convert is None:
@@ -264,12 +259,11 @@ def test_dciodvfy_finds_no_error_and_dcmqi_reads_the_same_mask(tmp_path: Path, n
     sitk = pytest.importorskip("SimpleITK")
     options = ["--inputDICOM", str(path), "--outputDirectory", str(tmp_path), "--outputType", "nrrd"]
     subprocess.run([convert, *options], check=True, capture_output=True)
-    _, meta = DicomSeriesReader().get_data((str(folder),))
     for number in np.unique(mask[mask > 0]):
         image = sitk.ReadImage(tmp_path / f"{number}.nrrd")
         there = np.argwhere(sitk.GetArrayFromImage(image).T)
         lps = np.array([image.TransformIndexToPhysicalPoint(index.tolist()) for index in there])
-        due = np.argwhere(mask == number) @ meta["affine"][:3, :3].T + meta["affine"][:3, 3]
+        due = np.argwhere(mask == number) @ series.affine[:3, :3].T + series.affine[:3, 3]
         distance, partner = cKDTree(due).query(lps * [-1, -1, 1])
         assert distance.max() < 0.01
         assert sorted(partner) == list(range(len(due)))

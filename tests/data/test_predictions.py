@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,38 @@ def test_rtstruct_on_request(tmp_path: Path) -> None:
         assert complaints(tmp_path / "out" / f"{name}_{kind}.dcm") == ""
 
 
+def test_a_slice_is_opened_three_times_from_finding_to_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find its series, to read its header, to decode its pixels; a zip is opened as often, however many it holds."""
+    series(tmp_path / "in" / "one", "one", slices=range(3))
+    series(tmp_path / "two", "two", slices=range(4))
+    shutil.make_archive(str(tmp_path / "in" / "two"), "zip", tmp_path / "two")
+    opened: Counter[str] = Counter()
+    real = open
+
+    def counting(file: Any, *args: Any, **kwargs: Any) -> Any:
+        opened[str(file)] += 1
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", counting)
+    monkeypatch.setattr("io.open", counting)
+    assert len(predict(tmp_path / "in", tmp_path / "out", rtstruct="true")) == 4
+    counts = {Path(file).name: n for file, n in opened.items() if file.startswith(str(tmp_path / "in"))}
+    assert set(counts) == {"IM0000.dcm", "IM0001.dcm", "IM0002.dcm", "two.zip"}
+    assert max(counts.values()) <= 3, counts
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "in", "one", slices=range(3))
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("highdicom.Image.get_frames", fails)
+    predict(tmp_path / "in", tmp_path / "out", status=1)
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["problem"] == "out of memory"
+
+
 def test_what_goes_wrong_after_reading_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nifti(tmp_path / "in" / "a.nii.gz", seed=1)
     nifti(tmp_path / "in" / "b.nii.gz", seed=2)
@@ -303,14 +336,18 @@ def test_names_on_request(tmp_path: Path) -> None:
     assert name.endswith("_seg.nii.gz")
 
 
-def test_every_study_has_its_item(tmp_path: Path) -> None:
+def test_every_study_has_its_item_and_is_predicted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop asks the evaluator's data set item by item; one whose order differs would write to wrong names."""
+    passes = []
+    forward = Coded.forward
+    monkeypatch.setattr(Coded, "forward", lambda self, x: passes.append(x.shape) or forward(self, x))
     values = {}
     for n in range(3):
         source = nifti(tmp_path / "in" / f"v{n}.nii.gz", seed=n, shape=(5, 4, 3 + n))
         values[nib.load(source).shape] = source
     found = predict(tmp_path / "in", tmp_path / "out")
     assert {nib.load(tmp_path / "out" / name).shape for name in found} == set(values)
+    assert len(passes) == 3
 
 
 # -- real series -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import hmac
+import inspect
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import pytest
 
@@ -50,6 +56,38 @@ def test_the_table_leads_back_and_repeats_nothing(folder: Path) -> None:
     ]
     assert pseudonyms.table == folder / "pseudonyms.csv"
     assert pseudonyms.table.stat().st_mode & 0o777 == 0o600
+
+
+def test_first_runs_at_once_share_one_key_and_one_table(folder: Path) -> None:
+    code = "import runpy, sys; module = runpy.run_path(sys.argv[1]); sys.stdin.read(); p = module['Pseudonyms']();"
+    code += "p.remember([(sys.argv[2] + str(n), '/data', '') for n in range(2000)]); print(p('1.2.3'))"
+    command = [sys.executable, "-c", code, inspect.getfile(Pseudonyms)]
+    with ExitStack() as stack:
+        processes = [Popen([*command, run], stdin=PIPE, stdout=PIPE, stderr=STDOUT, text=True) for run in "abc"]
+        for process in map(stack.enter_context, processes):
+            process.stdin.close()  # all are started: go
+        assert [process.stdout.read() for process in processes] == [f"{Pseudonyms()('1.2.3')}\n"] * 3
+    with (folder / "pseudonyms.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["pseudonym", "path", "series_uid"]
+    assert sorted(rows[1:]) == sorted([f"{run}{n}", "/data", ""] for run in "abc" for n in range(2000))
+
+
+def test_two_who_find_no_key_agree_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there is none before either writes: the worst case of the race."""
+    barrier = threading.Barrier(2)
+    exists = Path.exists
+
+    def together(path: Path) -> bool:
+        found = exists(path)
+        if path.name == "pseudonyms.key":
+            barrier.wait(60)
+        return found
+
+    monkeypatch.setattr(Path, "exists", together)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: Pseudonyms()("1.2.3"), range(2))
+    assert first == second
 
 
 def test_a_folder_that_cannot_be(folder: Path) -> None:

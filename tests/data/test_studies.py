@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,31 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "in" / "deep" / "link").symlink_to(tmp_path / "store")
     (tmp_path / "store" / "back").symlink_to(tmp_path / "in")
     assert places(tmp_path / "in") == {"deep/link/a.nii.gz": 1}
+
+
+def test_a_large_file_of_another_kind_is_not_read(tmp_path: Path) -> None:
+    size = 1 << 27
+    series(tmp_path / "study", "one")
+    with (tmp_path / "study" / "film.mp4").open("wb") as film:
+        film.truncate(size)
+    tracemalloc.start()
+    try:
+        assert places(tmp_path) == {"study": SLICES + 1}
+        find_studies(tmp_path / "study" / "film.mp4")
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path, "one")
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pydicom.dcmread", fails)
+    with pytest.raises(MemoryError):
+        find_studies(tmp_path)
 
 
 def test_names_on_request(tmp_path: Path) -> None:

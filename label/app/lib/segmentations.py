@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from monai_unet.data import DicomSeriesReader
+from monai_unet.data.dicom.series import read_series
 
 
 def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
@@ -27,12 +27,11 @@ def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
     from monai_unet.data.dicom.segmentation import write_seg  # only where there are segments to write
 
     def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any = None, **_: Any) -> str:
-        reader = DicomSeriesReader()
-        volume, meta = reader.get_data(reader.read(series_dir))
-        mask = on_grid(label, np.asarray(meta["affine"]), volume.shape[-3:])
+        series = read_series([series_dir])
+        mask = on_grid(label, series.affine, series.shape)
         with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
             path = Path(file.name)
-        write_seg(path, mask, meta["source_files"].splitlines(), metadata["segments"], metadata["algorithm"])
+        write_seg(path, mask, series, metadata["segments"], metadata["algorithm"])
         return str(path)
 
     return nifti_to_dicom_seg

@@ -1,8 +1,10 @@
-"""Is a DICOM series one straight, complete, evenly spaced volume? What would be silently wrong is refused.
+"""Is a DICOM series one straight, complete, evenly spaced volume?
 
 A series is a list of ``Plane``, one per file or frame of a multi-frame file; ``stack`` puts them in order and raises
 ``InputError`` with the values found. Position and orientation are those of the Image Plane Module (DICOM PS3.3 C.7.6.2)
 or of the functional groups (C.7.6.16.2); all lengths are millimetres in LPS patient coordinates.
+
+``highdicom.spatial.get_series_volume_positions`` makes like checks, but returns None where a user needs the reason.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from monai_unet.data.dicom.silence import EXPORT_AGAIN
 from monai_unet.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,9 +26,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-EXPORT_AGAIN = "Export the series again from the scanner or the archive"
-#: Attributes that tell apart images taken at one place; they are numbers, never dates or names.
-SEPARATING = (
+#: Attributes that distinguish images of one position; they are numbers, never dates or names.
+DISTINGUISHING = (
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
     "EchoTime",
@@ -34,7 +36,7 @@ SEPARATING = (
     "InversionTime",
     "TriggerTime",
 )
-#: Counts of images in the header (PS3.3 C.7.3.1, C.8.9.1): they may be larger than the series, hence ``check_count``.
+#: Image counts in headers (PS3.3 C.7.3.1, C.8.9.1). They may cover other series too, hence ``check_count=False``.
 DECLARED = ("ImagesInAcquisition", "NumberOfSlices", "NumberOfSeriesRelatedInstances")
 
 
@@ -50,15 +52,15 @@ class Plane:
     rescale: tuple[float, float]
     thickness: float | None
     common: dict[str, Any]
-    separating: dict[str, Any]
+    distinguishing: dict[str, str]
     localizer: bool
 
 
 def planes_of(name: str, dataset: Dataset) -> list[Plane]:
-    """The planes of a single-frame or enhanced multi-frame dataset, in the order of its frames.
+    """List the planes of a single-frame or enhanced multi-frame dataset, in the order of its frames.
 
     Raises:
-        InputError: a value that geometry needs is missing or no number; colour; frames without functional groups.
+        InputError: a value that geometry needs is missing or not numeric; colour; frames without functional groups.
     """
     frames = int(dataset.get("NumberOfFrames") or 1)
     groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -117,13 +119,13 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
             "PhotometricInterpretation": photometric,
             "BitsStored": dataset.get("BitsStored") if photometric == "MONOCHROME1" else None,
         },
-        separating={k: str(dataset[k].value) for k in SEPARATING if dataset.get(k) is not None},
+        distinguishing={k: str(dataset[k].value) for k in DISTINGUISHING if dataset.get(k) is not None},
         localizer="LOCALIZER" in (dataset.get("ImageType") or []),
     )
 
 
 def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
-    """Order of the planes along rows × columns, and the distance in mm between neighbours.
+    """Order the planes along rows × columns, and measure the distance in mm between neighbours.
 
     A plane may lie off the regular grid by 1 % of the spacing or 0.01 mm, whichever is more. The spacing of a single
     plane is its SliceThickness.
@@ -131,9 +133,7 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
     Raises:
         InputError: the planes differ in what they must share, repeat, leave a gap, are unevenly spaced or sheared.
     """
-    from highdicom.spatial import get_normal_vector
-
-    _same(path, planes)
+    _check_same(path, planes)
     first = planes[0]
     if len(planes) == 1:
         if not first.thickness or not 0 < first.thickness < np.inf:
@@ -142,7 +142,7 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
             )
         return [0], first.thickness
 
-    normal = get_normal_vector(first.orientation.tolist())
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
     order = np.argsort([p.position @ normal for p in planes], kind="stable").tolist()
     ranked = [planes[i] for i in order]
     positions = np.array([p.position for p in ranked])
@@ -150,7 +150,7 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
     steps = np.diff(along)
     if steps.min() < 0.01:
         raise _repeated(path, ranked, steps)
-    _no_overlap(path, planes, normal)
+    _check_overlap(path, planes, normal)
     spacing = float(along[-1] / len(steps))
     tolerance = max(0.01, 0.01 * spacing)
     if np.abs(along - spacing * np.arange(len(along))).max() > tolerance:
@@ -161,8 +161,8 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
     return order, spacing
 
 
-def check_count(path: str, planes: int, headers: Sequence[Dataset]) -> None:
-    """Raises InputError where a header declares more images than were found."""
+def check_declared(path: str, planes: int, headers: Sequence[Dataset]) -> None:
+    """Raise an InputError if a header declares more images than were found."""
     for keyword in DECLARED:
         declared = max((int(h.get(keyword) or 0) for h in headers), default=0)
         if declared > planes:
@@ -173,7 +173,7 @@ def check_count(path: str, planes: int, headers: Sequence[Dataset]) -> None:
             )
 
 
-def _same(path: str, planes: Sequence[Plane]) -> None:
+def _check_same(path: str, planes: Sequence[Plane]) -> None:
     first = planes[0]
     localizers = [p for p in planes if p.localizer]
     if 0 < len(localizers) < len(planes):
@@ -203,41 +203,41 @@ def _same(path: str, planes: Sequence[Plane]) -> None:
 
 
 def _repeated(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
-    places = np.concatenate([[0], np.cumsum(steps >= 0.01)])
-    counts = Counter(places.tolist())
+    counts = Counter([0, *np.cumsum(steps >= 0.01).tolist()])
     i = int(np.argmax(steps < 0.01))
     twins = f"{ranked[i].name} and {ranked[i + 1].name}"
     where = f"at {_text(ranked[i].position)} mm"
-    told = _told_apart(ranked)
+    differing = _differing(ranked)
     if len(set(counts.values())) == 1 and len(counts) > 1:
         return InputError(
             path,
             f"each of {len(counts)} positions holds {counts[0]} images: {counts[0]} acquisitions or time points "
-            f"in one series{told}; {twins} lie {where}",
+            f"in one series{differing}; {twins} are {where}",
             "Give the files of one of them as a list",
         )
-    return InputError(path, f"duplicate slices: {twins} lie {where}{told}", "Keep one of them")
+    return InputError(path, f"duplicate slices: {twins} are {where}{differing}", "Keep one of them")
 
 
-def _told_apart(planes: Sequence[Plane]) -> str:
-    for keyword in SEPARATING:
-        counts = Counter(p.separating.get(keyword) for p in planes)
+def _differing(planes: Sequence[Plane]) -> str:
+    """The first attribute that divides the planes into groups, in brackets."""
+    for keyword in DISTINGUISHING:
+        counts = Counter(p.distinguishing.get(keyword) for p in planes)
         if 1 < len(counts) < len(planes):
             return f" ({keyword} " + ", ".join(f"{k}: {n} images" for k, n in counts.most_common(6)) + ")"
     return ""
 
 
-def _no_overlap(path: str, planes: Sequence[Plane], normal: Floats) -> None:
-    """Two acquisitions through the same region may interleave evenly and still be two volumes."""
+def _check_overlap(path: str, planes: Sequence[Plane], normal: Floats) -> None:
+    """Two acquisitions of the same region may interleave evenly and still be two volumes."""
     for keyword in ("AcquisitionNumber", "TemporalPositionIdentifier"):
         groups: dict[Any, list[float]] = {}
         for plane in planes:
-            groups.setdefault(plane.separating.get(keyword), []).append(float(plane.position @ normal))
+            groups.setdefault(plane.distinguishing.get(keyword), []).append(float(plane.position @ normal))
         ranges = sorted((min(v), max(v)) for v in groups.values() if len(v) > 1)
         if any(a[1] > b[0] for a, b in pairwise(ranges)):
             raise InputError(
                 path,
-                f"several acquisitions of one region in one series{_told_apart(planes)}",
+                f"several acquisitions of one region in one series{_differing(planes)}",
                 "Give the files of one of them as a list",
             )
 
@@ -252,14 +252,14 @@ def _uneven(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
         return InputError(
             path,
             f"{missing} slice(s) missing: {steps[i]:.5g} mm between {ranked[i].name} and {ranked[i + 1].name}, "
-            f"{usual:.5g} mm expected{_told_apart(ranked)}",
+            f"{usual:.5g} mm expected{_differing(ranked)}",
             "Fetch the missing slices, or give an unbroken part as a list of files",
         )
     i = int(np.argmax(np.abs(steps - usual)))
     return InputError(
         path,
         f"uneven slice spacing: {steps.min():.5g} to {steps.max():.5g} mm; {steps[i]:.5g} mm between "
-        f"{ranked[i].name} and {ranked[i + 1].name}{_told_apart(ranked)}",
+        f"{ranked[i].name} and {ranked[i + 1].name}{_differing(ranked)}",
         "Resample the series to an even spacing, or give one evenly spaced part as a list of files",
     )
 
@@ -283,7 +283,7 @@ def _sheared(path: str, ranked: Sequence[Plane], sideways: Floats, along: Floats
 
 
 def _find(groups: Sequence[Dataset], sequence: str, keyword: str) -> Any:
-    """First value of a keyword in the functional groups (frame, then shared), last in the dataset itself."""
+    """The first value of a keyword in the functional groups (frame, then shared), else in the dataset itself."""
     for group in groups:
         items = group.get(sequence)
         value = (items[0] if items else group).get(keyword)

@@ -1,18 +1,12 @@
-"""DICOM series in: ``DicomSeriesReader`` for MONAI's ``LoadImaged``, an exact affine or an ``InputError``.
+"""DICOM series in: ``DicomSeriesReader`` for MONAI's ``LoadImaged`` gives voxels and an exact affine, or an error.
 
-pydicom parses, highdicom decodes the pixels and gives the affine, ``dicom_checks`` refuses what would be wrong.
-Needs the extra ``dicom``: ``pip install "monai_unet[dicom]"``.
+highdicom decodes the pixels. Needs the extra ``dicom``: ``pip install "monai_unet[dicom]"``.
 """
 
 from __future__ import annotations
 
 import io
-import logging
-import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,41 +16,37 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_unet.data.dicom.geometry import EXPORT_AGAIN, Plane, check_count, planes_of, stack
+from monai_unet.data.dicom.series import DICOM_SUFFIXES, Series, Source, read_series
+from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
 from monai_unet.errors import InputError
-from monai_unet.options import require
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-logger = logging.getLogger(__name__)
+__all__ = ["DicomSeriesReader", "read_volume"]
 
-#: SOP classes that accompany images (PS3.6): media directory, presentation states, reports and key objects, waveforms,
-#: documents, segmentations and registrations, radiotherapy objects, protocols.
-NO_IMAGES = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{n}." for n in (9, 11, 66, 88, 104, 200, 481)))
-DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+Volume = npt.NDArray[np.float32]
 
 
 class DicomSeriesReader(ImageReader):
-    """One DICOM series as a volume, or ``InputError``.
+    """Read one DICOM series as a volume.
 
-    ``LoadImaged(reader=DicomSeriesReader())`` takes a folder (nested or not), a zip of one, a multi-frame file, or a
-    list of files. The array is float32 and indexed (column, row, slice) like ITK's, the slices running along rows ×
-    columns; the affine maps these indices to RAS millimetres, as nibabel's. The rescale (or modality lookup table)
-    of each slice is applied, MONOCHROME1 is inverted within the range of the stored bits (PS3.3 C.7.6.3.1.2), windows
-    and real-world value maps are not applied. Files that are no images are skipped and counted in the log.
-
-    Metadata: ``affine``, ``original_affine``, ``spatial_shape``, ``space``, ``original_channel_dim``, ``modality``,
-    ``series_uid``, ``study_uid``, ``frame_of_reference_uid`` and ``source_files``: the files in the order of the
-    slices, one a line (a string, since batches cannot hold lists of different lengths); ``read_dataset`` opens each.
+    ``LoadImaged(reader=DicomSeriesReader())`` takes what `read_series` takes: a folder (nested or not), a zip, a
+    multi-frame file, or a list of files.
 
     Args:
-        series: SeriesInstanceUID to read where a folder holds several series.
+        series: the SeriesInstanceUID to read if there are several series.
         check_count: whether fewer slices than the header declares are an error.
 
     Raises:
-        InputError: from ``get_data``, never from ``read``: ``LoadImage`` turns to other readers without a word when
+        InputError: from ``get_data``, never from ``read``: ``LoadImage`` silently falls back to other readers when
             ``read`` fails.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> reader = DicomSeriesReader()
+    >>> volume, meta = reader.get_data(reader.read(get_testdata_file("CT_small.dcm")))
+    >>> volume.shape, meta["modality"], meta["affine"].diagonal().round(2).tolist()
+    ((128, 128, 1), 'CT', [-0.66, -0.66, 5.0, 1.0])
     """
 
     def __init__(self, series: str | None = None, check_count: bool = True) -> None:
@@ -73,200 +63,73 @@ class DicomSeriesReader(ImageReader):
         """Note the paths; ``get_data`` opens them."""
         return tuple(str(path) for path in ensure_tuple(data))
 
-    def get_data(self, img: Sequence[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """The volume, shape (columns, rows, slices), and its metadata."""
-        require("highdicom", "dicom")
-        path = img[0] if len(img) == 1 else str(Path(img[0]).parent)
-        with _reading(path):
-            return self._load(path, img)
+    def get_data(self, img: Sequence[str]) -> tuple[Volume, dict[str, Any]]:
+        """The volume, shape (columns, rows, slices), and its metadata, as `read_volume` gives them."""
+        return read_volume(read_series(img, self.series, self.check_count))
 
-    def _load(self, path: str, img: Sequence[str]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        from highdicom.spatial import convert_affine_to_convention, create_affine_matrix_from_attributes
 
-        headers = _choose(path, _headers(path, img), self.series)
-        planes: list[Plane] = []
-        frames: list[tuple[str, int]] = []
-        for source, header in headers.items():
-            with _reading(source):
-                found = planes_of(source, header)
-            planes += found
-            frames += [(source, i) for i in range(len(found))]
-        if len(headers) > 1 and len(frames) > len(headers):
-            raise InputError(path, f"{len(headers)} multi-frame files in one series", "Give one of the files")
-        order, spacing = stack(path, planes)
-        if self.check_count:
-            check_count(path, len(planes), list(headers.values()))
+def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
+    """Decode the pixels of a series.
 
-        pixels = {source: _pixels(source, planes[0].size) for source in headers}
-        volume = np.stack([pixels[frames[i][0]][frames[i][1]] for i in order])
-        lps = create_affine_matrix_from_attributes(
-            image_position=planes[order[0]].position.tolist(),
-            image_orientation=planes[0].orientation.tolist(),
-            pixel_spacing=planes[0].spacing.tolist(),
-            spacing_between_slices=spacing,
-            index_convention="RD",
-        )
-        affine = convert_affine_to_convention(lps, from_reference_convention="LPH", to_reference_convention="RAH")
-        header = next(iter(headers.values()))
-        meta = {
-            MetaKeys.AFFINE: affine,
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+    The rescale (or modality lookup table) of each slice is applied, and MONOCHROME1 is inverted within the range of the
+    stored bits (PS3.3 C.7.6.3.1.2); windows and real-world value maps are not applied.
+
+    Returns:
+        the volume, float32, indexed (column, row, slice) as ITK does, with the slices along rows × columns; and its
+        metadata: ``affine`` and ``original_affine`` to RAS millimetres as nibabel's, ``spatial_shape``, ``space``,
+        ``original_channel_dim``, ``modality``, ``series_uid``, ``study_uid``, ``frame_of_reference_uid``.
+
+    Raises:
+        InputError: the pixels of a file are damaged.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> volume, meta = read_volume(read_series([get_testdata_file("CT_small.dcm")]))
+    >>> int(volume.min()), int(volume.max())  # Hounsfield units
+    (-896, 1167)
+    """
+    frames = np.concatenate([_pixels(source, series) for source in series.sources])
+    volume = np.ascontiguousarray(frames[series.order].transpose(2, 1, 0))
+    header = series.headers[0]
+    with reading(series.sources[0]):
+        return volume, {
+            MetaKeys.AFFINE: series.affine,
+            MetaKeys.ORIGINAL_AFFINE: series.affine,
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.array(volume.shape[::-1]),
+            MetaKeys.SPATIAL_SHAPE: np.array(series.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
             "modality": str(header.get("Modality", "")),
             "series_uid": str(header.SeriesInstanceUID),
             "study_uid": str(header.get("StudyInstanceUID", "")),
             "frame_of_reference_uid": str(header.get("FrameOfReferenceUID", "")),
-            "source_files": "\n".join(dict.fromkeys(frames[i][0] for i in order)),
         }
-        return np.ascontiguousarray(volume.transpose(2, 1, 0)), meta
 
 
-def read_dataset(source: str, stop_before_pixels: bool = False) -> Dataset:
-    """Open one of ``source_files``: a path, or "archive.zip/member".
-
-    Raises:
-        InputError: it is no readable DICOM.
-    """
-    from pydicom import dcmread
-
-    with _reading(source):
-        return dcmread(io.BytesIO(_bytes(source)), stop_before_pixels=stop_before_pixels)
-
-
-@contextmanager
-def _reading(source: str) -> Iterator[None]:
-    """What a damaged file makes the libraries raise becomes an InputError, without their text: it may quote names."""
-    log = logging.getLogger("pydicom")
-    enabled, log.disabled = not log.disabled, True  # its words on odd values quote them, here and in the warnings
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(source, f"not readable as DICOM ({type(error).__name__})", EXPORT_AGAIN) from error
-    finally:
-        log.disabled = not enabled
-
-
-def _bytes(source: str) -> bytes:
-    if Path(source).is_file():
-        return Path(source).read_bytes()
-    archive = next(p for p in Path(source).parents if p.is_file())
-    with zipfile.ZipFile(archive) as opened:  # checks the member's CRC
-        return opened.read(source[len(str(archive)) + 1 :])
-
-
-def _sources(path: str) -> list[str]:
-    root = Path(path)
-    if root.is_dir():
-        found = [str(p) for p in sorted(root.rglob("*")) if p.is_file()]
-    elif not root.is_file():
-        raise InputError(path, "no such file or folder", "Check the path")
-    elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
-            found = [f"{path}/{name}" for name in sorted(archive.namelist()) if not name.endswith("/")]
-    else:
-        found = [path]
-    return [f for f in found if not Path(f).name.startswith(".") and "__MACOSX" not in f]
-
-
-def _headers(path: str, paths: Sequence[str]) -> dict[str, Dataset]:
-    """Headers of the images below the paths. A file among the slices that is broken or no DICOM is an error."""
-    images: dict[str, Dataset] = {}
-    others: list[tuple[str, bytes]] = []
-    companions: list[str] = []
-    for p in paths:
-        with _reading(p):
-            sources = _sources(p)
-        for source in sources:
-            with _reading(source):
-                content = _bytes(source)
-            if content[128:132] != b"DICM":
-                others.append((source, content))
-                continue
-            header = read_dataset(source, stop_before_pixels=True)
-            with _reading(source):
-                sop_class = (
-                    header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID
-                )  # a DICOMDIR has no first
-                if f"{sop_class}.".startswith(NO_IMAGES):
-                    companions.append(str(header.get("Modality", "?")))
-                elif not header.get("SeriesInstanceUID"):
-                    raise InputError(source, "no SeriesInstanceUID: the header is damaged", EXPORT_AGAIN)
-                else:
-                    images[source] = header
-    for source, content in others:
-        if _like_a_slice(source, content, images) or [source] == list(paths):
-            raise InputError(
-                source,
-                f"not a DICOM file ({len(content)} bytes, without the DICM mark)" if content else "empty file",
-                "Fetch it again, or take it out of the folder if it is no slice",
-            )
-    if others or companions:
-        logger.warning(
-            "skipped %d files that are not DICOM and %d DICOM objects without images %s",
-            len(others),
-            len(companions),
-            sorted(set(companions)),
-        )
-    if not images:
-        found = f"{len(others)} other files, {len(companions)} DICOM objects without images {sorted(set(companions))}"
-        raise InputError(path, f"no DICOM images ({found})", "Give the folder of one image series")
-    return images
-
-
-def _like_a_slice(source: str, content: bytes, images: dict[str, Dataset]) -> bool:
-    """By its name or nature: a .dcm, or in a folder of slices one named as they are but for the digits, or binary."""
-    path = Path(source)
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    slices = [Path(i).name for i in images if Path(i).parent == path.parent]
-    if re.sub(r"\d+", "#", path.name) in {re.sub(r"\d+", "#", name) for name in slices}:
-        return True
-    plain = [name for name in (path.name, *slices) if re.search(r"\.[A-Za-z]\w*$", name)]  # names with a suffix
-    return bool(slices) and not plain and (not content or b"\0" in content)
-
-
-def _choose(path: str, images: dict[str, Dataset], series: str | None) -> dict[str, Dataset]:
-    groups: dict[str, dict[str, Dataset]] = {}
-    for source, header in images.items():
-        groups.setdefault(str(header.SeriesInstanceUID), {})[source] = header
-    if series in groups:
-        return groups[series]
-    if len(groups) == 1 and series is None:
-        return next(iter(groups.values()))
-    listed = "; ".join(
-        f"{uid} ({next(iter(g.values())).get('SeriesDescription') or 'no description'}, {len(g)} files)"
-        for uid, g in groups.items()
-    )
-    problem = f"{len(groups)} series" if series is None else f"no series {series}; found"
-    raise InputError(path, f"{problem}: {listed}", f'Choose one with series="{next(iter(groups))}" or its folder')
-
-
-def _pixels(source: str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def _pixels(source: Source, series: Series) -> Volume:
     """Frames of one file, shape (frames, rows, columns), rescaled."""
     from highdicom import Image
+    from pydicom import dcmread
 
-    dataset = read_dataset(source)
-    _check_stored(source, dataset)
-    try:
-        pixels: npt.NDArray[np.float32] = Image.from_dataset(dataset, copy=False).get_frames(
-            dtype=np.float32,
-            apply_real_world_transform=False,
-            apply_palette_color_lut=False,
-            apply_icc_profile=False,
-        )
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of pylibjpeg's Rust decoder
+    with reading(source):
+        dataset = dcmread(io.BytesIO(source.read_bytes()))  # as a whole: zip checks its CRC
+        _check_stored(str(source), dataset)
+        try:
+            pixels: Volume = Image.from_dataset(dataset, copy=False).get_frames(
+                dtype=np.float32,
+                apply_real_world_transform=False,
+                apply_palette_color_lut=False,
+                apply_icc_profile=False,
+            )
+        except MemoryError:
             raise
-        raise InputError(source, f"the pixels do not decode ({type(error).__name__}: {error})", EXPORT_AGAIN) from error
-    if pixels.shape[1:] != size or not np.isfinite(pixels).all():
-        raise InputError(source, f"the pixels decode to {pixels.shape[1:]}, or to NaN or Inf", EXPORT_AGAIN)
-    return pixels
+        except BaseException as error:  # of pylibjpeg's Rust decoder PanicException, which is not an Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            problem = f"the pixels do not decode ({type(error).__name__}: {error})"
+            raise InputError(str(source), problem, EXPORT_AGAIN) from error
+        expected = (len(series.planes) // len(series.sources), *series.planes[0].size)
+        if pixels.shape != expected or not np.isfinite(pixels).all():
+            raise InputError(str(source), f"the pixels decode to {pixels.shape}, or to NaN or Inf", EXPORT_AGAIN)
+        return pixels
 
 
 def _check_stored(source: str, dataset: Dataset) -> None:

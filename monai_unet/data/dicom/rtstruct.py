@@ -1,6 +1,6 @@
 """Masks out as RT Structure Set (PS3.3 A.19): closed planar contours, for planning systems.
 
-By pydicom, and not by rt-utils 1.2.7 of 2022, which takes the spacing between rows for that between columns.
+Written with pydicom, since rt-utils 1.2.7 of 2022 swaps the spacings of rows and columns.
 Needs the extra ``dicom``: ``pip install "monai_unet[dicom]"``.
 """
 
@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 import monai_unet
-from monai_unet.data.dicom.geometry import planes_of
-from monai_unet.data.dicom.quiet import quiet
-from monai_unet.data.dicom.segmentation import planes_of_mask, source_headers
+from monai_unet.data.dicom.series import Mask, Series
+from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.data.microscopy.outlines import instance_polygons
 from monai_unet.files import replacing
 
@@ -29,24 +28,38 @@ __all__ = ["write_rtstruct"]
 
 def write_rtstruct(
     path: str | os.PathLike[str],
-    mask: npt.NDArray[np.uint8],
-    sources: Sequence[str],
+    mask: Mask,
+    series: Series,
     segments: Sequence[Mapping[str, Any]],
     algorithm: Mapping[str, Any],
 ) -> None:
-    """Write a mask as RTSTRUCT, whole or not at all; arguments and errors as in `dicom_seg.write_seg`.
+    """Write a mask as RTSTRUCT, whole or not at all; arguments and errors are those of `write_seg`.
 
-    One region of interest per segment, an empty one without contours. Contours run along the pixels' edges, so that
-    the pixels whose centres they enclose are the mask's. Holes are joined to the outer contour by a keyhole of no
+    Each segment becomes a region of interest, without contours if it is empty. Contours follow the edges of pixels, so
+    that the pixel centres inside them are those of the mask. A hole is joined to its outer contour by a keyhole of zero
     width (C.8.8.6.3).
+
+    >>> import tempfile
+    >>> from pydicom import dcmread
+    >>> from pydicom.data import get_testdata_file
+    >>> from monai_unet.data.dicom.series import read_series
+    >>> series = read_series([get_testdata_file("CT_small.dcm")])
+    >>> mask = np.zeros(series.shape, np.uint8)
+    >>> mask[40:60, 50:70] = 1
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/rtstruct.dcm"
+    ...     write_rtstruct(path, mask, series, [{"label": "Box", "color": [255, 0, 0]}], {"name": "me", "version": 1})
+    ...     contour = dcmread(path).ROIContourSequence[0].ContourSequence[0]
+    >>> contour.NumberOfContourPoints, contour.ContourGeometricType
+    ('4', 'CLOSED_PLANAR')
     """
     from highdicom import UID
     from highdicom.base import SOPClass
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 
-    with quiet():
-        headers, order = source_headers(sources)
-        frames = planes_of_mask(mask, headers, order)
+    with silence_dicom_libraries:
+        frames = series.frames(mask)
+        headers = series.source_images
         first = headers[0]
         result = SOPClass(
             study_instance_uid=first.StudyInstanceUID,
@@ -73,11 +86,11 @@ def write_rtstruct(
         )
         result.copy_patient_and_study_information(first)
         images = [_reference(header) for header in headers]
-        series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
+        source = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
         study = _item(
             ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # retired, but the study has no other class
             ReferencedSOPInstanceUID=first.StudyInstanceUID,
-            RTReferencedSeriesSequence=[series],
+            RTReferencedSeriesSequence=[source],
         )
         frame_of_reference = _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
         now = datetime.now()
@@ -106,7 +119,7 @@ def write_rtstruct(
                     _item(
                         ReferencedROINumber=number,
                         ROIDisplayColor=segment["color"],
-                        **({"ContourSequence": contours} if (contours := _contours(frames == number, headers)) else {}),
+                        **({"ContourSequence": contours} if (contours := _contours(frames == number, series)) else {}),
                     )
                     for number, segment in regions
                 ],
@@ -125,22 +138,22 @@ def write_rtstruct(
             result.save_as(partial)
 
 
-def _contours(frames: npt.NDArray[np.bool_], headers: Sequence[Dataset]) -> list[Dataset]:
-    """The contours of one region, frame by frame (frames, rows, columns), in mm of the patient's coordinates (LPS)."""
+def _contours(frames: npt.NDArray[np.bool_], series: Series) -> list[Dataset]:
+    """Trace one region, frame by frame (frames, rows, columns), in LPS millimetres of the patient."""
     contours = []
-    places = [plane for header in headers for plane in planes_of("", header)]
-    for number, (frame, place) in enumerate(zip(frames, places, strict=True), start=1):
+    headers, planes = series.headers, series.planes
+    for number, (frame, plane) in enumerate(zip(frames, planes, strict=True), start=1):
         if not frame.any():
             continue
-        image = _reference(headers[min(number, len(headers)) - 1], number if len(headers) == 1 < len(frames) else None)
+        image = _reference(headers[min(number, len(headers)) - 1], number if len(headers) < len(planes) else None)
         for outer, *holes in instance_polygons(frame)[1]:
-            # through each hole's corner and back to the first corner
+            # through a corner of each hole and back to the first corner
             corners = np.array(outer + [corner for hole in holes for corner in (*hole, outer[0])], dtype=float)
             column, row = (corners[:-1] - 0.5).T  # polygons count from the corner of the first pixel
             points = (
-                place.position
-                + np.outer(column * place.spacing[1], place.orientation[:3])
-                + np.outer(row * place.spacing[0], place.orientation[3:])
+                plane.position
+                + np.outer(column * plane.spacing[1], plane.orientation[:3])
+                + np.outer(row * plane.spacing[0], plane.orientation[3:])
             )
             contours.append(
                 _item(

@@ -1,4 +1,4 @@
-"""Study by study through a MONAI evaluator: results in the coin of the input, failures in a report, no names."""
+"""Study by study through a MONAI evaluator: results in the format of the input, failures in a report, no names."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from torch.utils.data import Subset
 
 from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
-from monai_unet.data.studies.find import VOLUMES
 from monai_unet.data.studies.pseudonyms import Pseudonyms
-from monai_unet.data.studies.study import Study
+from monai_unet.data.studies.study import Study, StudyReader, volume_suffix
 from monai_unet.data.volumes.writer import write_volume
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool
@@ -28,19 +27,23 @@ __all__ = ["StudyWriter", "predict_studies"]
 
 logger = logging.getLogger(__name__)
 
-#: What headers beside their voxels become: one file.
+#: Formats with separate header and voxels, and those in which their results are one file.
 ONE_FILE = {".nhdr": ".nrrd", ".mhd": ".mha"}
 
 
 class StudyWriter:
-    """Writes a study's mask: DICOM as ``<name>_seg.dcm``, a volume as ``<name>_seg`` with its own suffix.
+    """Write a study's mask: of DICOM as ``<name>_seg.dcm``, of a volume as ``<name>_seg`` with the volume's suffix.
 
     Args:
-        output_dir: where the results go; made when needed.
-        segments: of each label from 1 on its codes and colour, as `dicom_seg.write_seg` takes them.
-        algorithm: the algorithm's name, version and family, likewise.
-        rtstruct: of DICOM, ``<name>_rtstruct.dcm`` too; "true" and "false" are understood, as they come from a
-            command line.
+        output_dir: folder of the results, created when needed.
+        segments: codes and colours of the labels from 1 on, as in `write_seg`.
+        algorithm: name, version and family, as in `write_seg`.
+        reader: the reader of the studies, which keeps the series it has just read.
+        rtstruct: for DICOM, whether to write ``<name>_rtstruct.dcm`` too; "true" and "false" are understood.
+
+    >>> writer = StudyWriter("results", segments=[], algorithm={}, reader=StudyReader(), rtstruct="true")
+    >>> [path.name for path in writer.paths(Study("5f3a", "in/1", ("in/1/IM1", "in/1/IM2")))]
+    ['5f3a_seg.dcm', '5f3a_rtstruct.dcm']
     """
 
     def __init__(
@@ -48,25 +51,25 @@ class StudyWriter:
         output_dir: str | os.PathLike[str],
         segments: Sequence[Mapping[str, Any]],
         algorithm: Mapping[str, Any],
+        reader: StudyReader,
         rtstruct: bool | str = False,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.segments, self.algorithm = segments, algorithm
+        self.segments, self.algorithm, self.reader = segments, algorithm, reader
         self.rtstruct = parse_bool("rtstruct", rtstruct)
 
     def paths(self, study: Study) -> list[Path]:
         """The files of a study's results."""
-        suffix = next((s for s in sorted(VOLUMES, key=len) if study.files[0].lower().endswith(s)), None)
-        if suffix is not None:
+        if suffix := volume_suffix(study.files[0]):
             return [self.output_dir / f"{study.name}_seg{ONE_FILE.get(suffix, suffix)}"]
         kinds = ["seg", "rtstruct"] if self.rtstruct else ["seg"]
         return [self.output_dir / f"{study.name}_{kind}.dcm" for kind in kinds]
 
     def __call__(self, study: Study, pred: Any) -> None:
-        """Write ``pred``, a `MetaTensor` (1, i, j, k) of labels on the source's grid.
+        """Write the labels of the study that was read last, a `MetaTensor` (1, i, j, k) on its grid.
 
         Raises:
-            ValueError: it is not on the source's grid.
+            ValueError: they are on another grid.
         """
         mask = np.asarray(pred.numpy(force=True)[0]).astype(np.uint8)
         source = pred.meta.get("original_affine")
@@ -74,33 +77,45 @@ class StudyWriter:
             raise ValueError("the mask's affine is not its source's: apply Invertd")
         writers = {"seg": write_seg, "rtstruct": write_rtstruct}
         for path in self.paths(study):
-            if path.suffix != ".dcm":
+            if self.reader.series is None:
                 write_volume(path, mask, study.files[0])
             else:
-                sources = pred.meta["source_files"].splitlines()
-                writers[path.stem.rpartition("_")[2]](path, mask, sources, self.segments, self.algorithm)
+                write = writers[path.stem.rpartition("_")[2]]
+                write(path, mask, self.reader.series, self.segments, self.algorithm)
 
 
 def predict_studies(
     studies: Sequence[Study], evaluator: Evaluator, writer: StudyWriter, overwrite: bool | str = False
 ) -> None:
-    """Predict each study and write its mask; a study that fails leaves the others alone.
+    """Predict each study and write its mask; a failed study does not affect the others.
 
-    A table goes to the screen. Failures go to ``failures.json`` in the writer's folder, a list of ``study``,
-    ``problem`` and ``cure``; without failures an older one is removed.
+    Prints a table. Failures go to ``failures.json`` in the writer's folder, a list of ``study``, ``problem`` and
+    ``cure``; without failures, an older report is removed.
 
     Args:
-        studies: in the order of the items in the evaluator's data loader.
-        evaluator: runs one item at a time; its output's ``pred`` is what is written.
-        writer: a study whose files are there already is left out.
+        studies: in the order of the items of the evaluator's data loader.
+        evaluator: runs one item at a time; ``pred`` of its output is written.
+        writer: a study whose files exist already is skipped.
         overwrite: predict those too; "true" and "false" are understood.
 
     Raises:
-        SystemExit: with status 1, at the end, where a study failed.
+        SystemExit: with status 1, at the end, if a study failed.
+
+    >>> import tempfile
+    >>> from monai.data import Dataset
+    >>> from monai.engines import SupervisedEvaluator
+    >>> data = DataLoader(Dataset([{"image": ("brain.nii.gz",)}]))
+    >>> evaluator = SupervisedEvaluator("cpu", data, network=None)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "5f3a_seg.nii.gz").touch()
+    ...     writer = StudyWriter(folder, segments=[], algorithm={}, reader=StudyReader())
+    ...     predict_studies([Study("5f3a", "brain.nii.gz", ("brain.nii.gz",))], evaluator, writer)
+    5f3a  already there
+    1 of 1 studies have results; which is which: ...pseudonyms.csv
     """
     again = parse_bool("overwrite", overwrite)
     dataset = cast(DataLoader, evaluator.data_loader).dataset
-    evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs errors with their text, which names files
+    evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs the texts of errors, which name files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     rows, failures = [], []
     for number, study in enumerate(studies):
@@ -112,6 +127,7 @@ def predict_studies(
                 rows.append((study.name, "already there"))
                 continue
             evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
+            evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were studies
             evaluator.run()
             writer(study, evaluator.state.output[0]["pred"])
             rows.append((study.name, f"predicted in {time.monotonic() - start:.1f} s"))

@@ -1,9 +1,8 @@
-"""A study: one series or volume under a pseudonym, its reader, and what may be said of its errors."""
+"""A study: one series or volume under a pseudonym, its reader, and its errors without names."""
 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,24 +13,40 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
-from monai_unet.data.dicom.reader import DicomSeriesReader
+from monai_unet.data.dicom.reader import DicomSeriesReader, read_volume
+from monai_unet.data.dicom.series import Series, list_sources, read_series
+from monai_unet.data.volumes.itk import META, NRRD
+from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.data.volumes.reader import CheckedVolumeReader
 from monai_unet.errors import InputError
 
-__all__ = ["Study", "StudyReader", "members"]
+__all__ = ["Study", "StudyReader", "volume_suffix"]
+
+
+def volume_suffix(path: str) -> str:
+    """Get the suffix of a NIfTI, NRRD or MetaImage file in lower case; an empty string for any other name.
+
+    >>> volume_suffix("brain.NII.GZ"), volume_suffix("slice.dcm")
+    ('.nii.gz', '')
+    """
+    return next((suffix for suffix in (*NIFTI, *NRRD, *META) if path.lower().endswith(suffix)), "")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One series or volume, or what stands in the place of one and cannot be read.
+    """One series or volume, or a folder or file in which one was expected.
 
     Attributes:
-        name: the pseudonym; with ``keep_names`` the path below the input before it. Results are called so.
+        name: of the results: the pseudonym; with ``keep_names``, after the path below the input.
         place: the folder or file.
-        files: what `StudyReader` takes: the files of the series in the order of their names, or one volume or zip.
-        series: per SeriesInstanceUID its files.
-        error: why it cannot be read, where that is known before reading.
+        files: the argument of `StudyReader`: the files of the series in the order of their names, or a volume or zip.
+        series: the files of each SeriesInstanceUID.
+        error: why it cannot be read, if that is known before reading.
         keep_names: whether `explain` may name files.
+
+    >>> study = Study("5f3a", "/data/Doe", ("/data/Doe/1.dcm", "/data/Doe/2.dcm"))
+    >>> study.explain(InputError("/data/Doe/2.dcm", "empty file", "Fetch it again"))
+    ('file 2 of 2: empty file', 'Fetch it again')
     """
 
     name: str
@@ -42,15 +57,17 @@ class Study:
     keep_names: bool = False
 
     def explain(self, error: BaseException) -> tuple[str, str]:
-        """Problem and cure of an error, without names, paths and UIDs; files as "file 3 of 35", in order of names."""
+        """Problem and cure of an error, without names, paths and UIDs; files are "file 3 of 35", in order of names."""
         cause = error
         while not isinstance(cause, InputError) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, ImportError):
             return str(cause), "Install it"
+        if isinstance(cause, MemoryError):
+            return "out of memory", "Close other programs, or use a machine with more memory"
         if not isinstance(cause, InputError):
             problem = f"{type(cause).__name__}: {cause}" if self.keep_names else f"unexpected {type(cause).__name__}"
-            return problem, "Run this study alone with --keep_names true to see all of it, and report it"
+            return problem, "Run this study alone with --keep_names true to see the whole message, and report it"
         if self.keep_names:
             return (cause.problem if cause.path == self.place else f"{cause.path}: {cause.problem}"), cause.cure
         among = cause.path != self.place and cause.path in self._sources()
@@ -58,7 +75,10 @@ class Study:
         return where + self._anonymous(cause.problem), self._anonymous(cause.cure)
 
     def _sources(self) -> list[str]:
-        return members(self.files[0]) if len(self.files) == 1 else list(self.files)
+        try:
+            return [str(source) for file in self.files for source in list_sources(file)]
+        except InputError:
+            return list(self.files)
 
     def _numbered(self, source: str) -> str:
         sources = self._sources()
@@ -69,7 +89,7 @@ class Study:
             number = self._numbered(source) if source in self._sources() else "the file"
             text = text.replace(source, number)
         text = text.replace(self.place, "the study")
-        # what libraries say, and what a damaged header says, may quote anything
+        # texts of libraries and values of damaged headers may contain names
         text = re.sub(r"\((\w+): .*\)", r"(\1)", text, flags=re.DOTALL)
         text = re.sub(r"(in one file ).*(, which does not exist)", r"\1of its own\2", text)
         text = re.sub(r"(\d series): \d+\..*", r"\1", text, flags=re.DOTALL)
@@ -78,23 +98,34 @@ class Study:
 
 
 class StudyReader(ImageReader):
-    """`DicomSeriesReader` for a folder, a zip or DICOM files; `CheckedVolumeReader` for NIfTI, NRRD and MetaImage.
+    """Read a DICOM folder, zip or files as `DicomSeriesReader`, and NIfTI, NRRD and MetaImage as `CheckedVolumeReader`.
 
-    MONAI's ``LoadImaged`` with a list of readers would take the last of them for every file.
+    MONAI's ``LoadImaged`` would try the readers of a list in turn, and hide why the right one fails.
 
     Args:
         check_count: as in `DicomSeriesReader`.
 
+    Attributes:
+        series: the DICOM series that was read last, for `StudyWriter`: headers do not fit into MONAI's metadata, whose
+            collation knows numbers and strings only. None after a volume.
+
     Raises:
         InputError: from ``get_data``.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> reader = StudyReader()
+    >>> volume, meta = reader.get_data((get_testdata_file("MR_small.dcm"),))
+    >>> volume.shape, meta["modality"], reader.series.spacing
+    ((64, 64, 1), 'MR', 0.8)
     """
 
     def __init__(self, check_count: bool = True) -> None:
-        self.volumes, self.dicom = CheckedVolumeReader(), DicomSeriesReader(check_count=check_count)
+        self.check_count = check_count
+        self.series: Series | None = None
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether one of the two knows the name."""
-        return self.volumes.verify_suffix(filename) or self.dicom.verify_suffix(filename)
+        return CheckedVolumeReader().verify_suffix(filename) or DicomSeriesReader().verify_suffix(filename)
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Note the paths; ``get_data`` opens them."""
@@ -102,14 +133,8 @@ class StudyReader(ImageReader):
 
     def get_data(self, img: Sequence[str]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """The volume (i, j, k) with its metadata; the affine maps to RAS millimetres."""
-        volume = self.volumes.verify_suffix(img) and not Path(img[0]).is_dir()
-        return self.volumes.get_data(img) if volume else self.dicom.get_data(img)
-
-
-def members(file: str) -> list[str]:
-    """The file itself, or of a readable zip "archive.zip/member" for each of its files, in order."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return sorted(f"{file}/{name}" for name in archive.namelist() if not name.endswith("/"))
-    except (zipfile.BadZipFile, NotImplementedError, OSError):
-        return [file]
+        self.series = None
+        if CheckedVolumeReader().verify_suffix(img) and not Path(img[0]).is_dir():
+            return CheckedVolumeReader().get_data(img)
+        self.series = read_series(img, check_count=self.check_count)
+        return read_volume(self.series)

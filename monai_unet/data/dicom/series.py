@@ -1,0 +1,293 @@
+"""A DICOM series: found in files, folders or a zip, and checked to be one volume before a pixel is decoded.
+
+A `Series` goes from the reader of its pixels to the writers of results, so that each file is opened twice in all: for
+its header and for its pixels. Needs the extra ``dicom``: ``pip install "monai_unet[dicom]"``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_unet.data.dicom.geometry import Floats, Plane, check_declared, planes_of, stack
+from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
+from monai_unet.errors import InputError
+from monai_unet.options import require
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["Series", "list_sources", "read_series"]
+
+logger = logging.getLogger(__name__)
+
+#: A file, or a member of a zip; as a string "archive.zip/member".
+Source: TypeAlias = Path | zipfile.Path
+Mask: TypeAlias = npt.NDArray[np.uint8]
+
+#: SOP classes that accompany images (PS3.6): media directory, presentation states, reports and key objects, waveforms,
+#: documents, segmentations and registrations, radiotherapy objects, protocols.
+NO_IMAGES = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{n}." for n in (9, 11, 66, 88, 104, 200, 481)))
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+#: Patient and study attributes that highdicom requires; the standard lets them be empty (type 2).
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "Modality",
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The images of one straight, complete, evenly spaced volume.
+
+    Attributes:
+        sources: one file per slice, or one multi-frame file.
+        headers: of each source, without pixels.
+        planes: of each frame of each source.
+        order: of each slice of the volume, the index of its plane; slices run along rows × columns.
+        spacing: mm between neighbouring slices.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> series = read_series([get_testdata_file("CT_small.dcm")])
+    >>> series.shape, series.spacing, series.headers[0].Modality
+    ((128, 128, 1), 5.0, 'CT')
+    """
+
+    sources: list[Source]
+    headers: list[Dataset]
+    planes: list[Plane]
+    order: list[int]
+    spacing: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, slices."""
+        rows, columns = self.planes[0].size
+        return columns, rows, len(self.order)
+
+    @property
+    def affine(self) -> Floats:
+        """(4, 4), from (column, row, slice) to RAS millimetres (PS3.3 C.7.6.2.1.1, whose axes are LPS)."""
+        first = self.planes[self.order[0]]
+        row, column = first.orientation.reshape(2, 3)
+        steps = (row * first.spacing[1], column * first.spacing[0], np.cross(row, column) * self.spacing)
+        return np.diag([-1, -1, 1, 1]) @ np.vstack([np.transpose([*steps, first.position]), [0, 0, 0, 1]])
+
+    def frames(self, mask: Mask) -> Mask:
+        """Sort the slices of a mask (columns, rows, slices) into frames (planes, rows, columns).
+
+        Raises:
+            ValueError: the mask has another shape.
+        """
+        if mask.shape != self.shape:
+            cure = "bring it back to the source's grid"
+            raise ValueError(f"the mask has shape {mask.shape}, its source {self.shape}: {cure}")
+        return mask.transpose(2, 1, 0)[np.argsort(self.order)]
+
+    @cached_property
+    def source_images(self) -> list[Dataset]:
+        """The headers as results refer to them, with the geometry that was found.
+
+        Each gets the true spacing between slices, which headers often misstate, one orientation, and empty values
+        where attributes are missing or wrong and the standard lets them be empty.
+        """
+        import highdicom as hd
+        from pydicom import Dataset
+        from pydicom.uid import generate_uid
+
+        first = self.planes[0]
+        measures = hd.PixelMeasuresSequence(first.spacing.tolist(), first.thickness or self.spacing, self.spacing)
+        orientation = hd.PlaneOrientationSequence("PATIENT", first.orientation.tolist())
+        for header in self.headers:
+            for keyword in TYPE_2:
+                _complete(header, keyword)
+            if not header.get("FrameOfReferenceUID"):  # the same for all results on this series
+                header.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(header.SeriesInstanceUID)])
+            header.update(measures[0])
+            header.update(orientation[0])
+            if "PerFrameFunctionalGroupsSequence" in header:
+                shared = Dataset()
+                shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = measures, orientation
+                header.SharedFunctionalGroupsSequence = [shared]
+        return self.headers
+
+
+def _complete(header: Dataset, keyword: str) -> None:
+    """Empty an attribute that is missing, or has a value that highdicom does not accept."""
+    from pydicom.valuerep import DA, TM
+
+    try:
+        value = header.get(keyword)
+        {"StudyDate": DA, "PatientBirthDate": DA, "StudyTime": TM}.get(keyword, str)(value)
+        allowed = keyword != "PatientSex" or value in ("M", "F", "O")
+    except (TypeError, ValueError):
+        allowed = False
+    if not allowed or value is None:
+        setattr(header, keyword, "")
+
+
+def read_series(
+    paths: Sequence[str | os.PathLike[str]], series_uid: str | None = None, check_count: bool = True
+) -> Series:
+    """Collect the images of one series and check that they are one volume; see `stack` for the rules.
+
+    Files that are not images are skipped and counted in the log.
+
+    Args:
+        paths: a folder (nested or not), a zip, a multi-frame file, or the files of the series.
+        series_uid: the SeriesInstanceUID to read if there are several series.
+        check_count: whether fewer slices than a header declares are an error.
+
+    Raises:
+        InputError: no such volume; a file among the slices is damaged or not DICOM.
+        ImportError: pydicom or highdicom is not installed.
+
+    >>> from pydicom.data import get_testdata_file
+    >>> read_series([get_testdata_file("MR_small.dcm")]).affine.round(1).tolist()[1:3]
+    [[0.0, -0.3, 0.0, 91.2], [0.0, 0.0, 0.8, 6.6]]
+    """
+    require("highdicom", "dicom")
+    path = str(paths[0] if len(paths) == 1 else Path(paths[0]).parent)
+    with reading(path):
+        headers = _choose(path, _read_headers(path, [str(p) for p in paths]), series_uid)
+        planes: list[Plane] = []
+        for source, header in headers.items():
+            with reading(source):
+                planes += planes_of(str(source), header)
+        if len(planes) > len(headers) > 1:
+            raise InputError(path, f"{len(headers)} multi-frame files in one series", "Give one of the files")
+        order, spacing = stack(path, planes)
+        if check_count:
+            check_declared(path, len(planes), list(headers.values()))
+    return Series(list(headers), list(headers.values()), planes, order, spacing)
+
+
+def list_sources(path: str | os.PathLike[str]) -> list[Source]:
+    """List the visible files of a folder at any depth or of a zip in the order of their names, or a file itself.
+
+    The members of a zip share one open archive, which is closed with the last of them.
+
+    Raises:
+        InputError: there is nothing at the path, or the zip is damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with zipfile.ZipFile(Path(folder) / "study.zip", "w") as archive:
+    ...         archive.writestr("1.dcm", b"")
+    ...     [source.name for source in list_sources(Path(folder) / "study.zip")]
+    ['1.dcm']
+    """
+    root = Path(path)
+    found: list[Source]
+    with reading(path):
+        if root.is_dir():
+            found = [p for p in sorted(root.rglob("*")) if p.is_file()]
+        elif not root.is_file():
+            raise InputError(path, "no such file or folder", "Check the path")
+        elif root.suffix.lower() == ".zip":
+            archive = zipfile.ZipFile(root)
+            found = [zipfile.Path(archive, name) for name in sorted(archive.namelist()) if not name.endswith("/")]
+        else:
+            found = [root]
+    return [source for source in found if not source.name.startswith(".") and "__MACOSX" not in str(source)]
+
+
+def read_header(source: Source) -> Dataset | None:
+    """Read the header of a DICOM file; of other files, which may be large, the first 132 bytes only: None."""
+    with source.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return None
+        file.seek(0)
+        return require("pydicom", "dicom").dcmread(file, stop_before_pixels=True)
+
+
+def is_image(header: Dataset) -> bool:
+    """Whether the object is an image, and not one of those that accompany images."""
+    sop_class = header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID  # a DICOMDIR has no first
+    return not f"{sop_class}.".startswith(NO_IMAGES)
+
+
+def _read_headers(path: str, paths: Sequence[str]) -> dict[Source, Dataset]:
+    """Headers of the images below the paths. A file among the slices that is broken or not DICOM is an error."""
+    images: dict[Source, Dataset] = {}
+    others: list[Source] = []
+    companions: list[str] = []
+    for source in (source for p in paths for source in list_sources(p)):
+        with reading(source):
+            header = read_header(source)
+            if header is None:
+                others.append(source)
+            elif not is_image(header):
+                companions.append(str(header.get("Modality", "?")))
+            elif not header.get("SeriesInstanceUID"):
+                raise InputError(str(source), "no SeriesInstanceUID: the header is damaged", EXPORT_AGAIN)
+            else:
+                images[source] = header
+    for source in others:
+        with reading(source):
+            if [str(source)] != paths and not _like_a_slice(source, images):
+                continue
+            with source.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+        problem = f"not a DICOM file ({size} bytes, without the DICM mark)" if size else "empty file"
+        raise InputError(str(source), problem, "Fetch it again, or take it out of the folder if it is not a slice")
+    kinds = sorted(set(companions))
+    if others or companions:
+        logger.warning(
+            "skipped %d files that are not DICOM and %d DICOM objects without images %s",
+            len(others),
+            len(companions),
+            kinds,
+        )
+    if not images:
+        found = f"{len(others)} other files, {len(companions)} DICOM objects without images {kinds}"
+        raise InputError(path, f"no DICOM images ({found})", "Give the folder of one image series")
+    return images
+
+
+def _like_a_slice(source: Source, images: dict[Source, Dataset]) -> bool:
+    """By its suffix; in a folder of slices by a name like theirs but for the digits, or without suffixes by bytes."""
+    path = Path(str(source))
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    slices = [other.name for other in map(Path, map(str, images)) if other.parent == path.parent]
+    if re.sub(r"\d+", "#", path.name) in {re.sub(r"\d+", "#", name) for name in slices}:
+        return True
+    if not slices or any(re.search(r"\.[A-Za-z]\w*$", name) for name in (path.name, *slices)):
+        return False
+    with source.open("rb") as file:
+        start = file.read(132)
+    return not start or b"\0" in start
+
+
+def _choose(path: str, images: dict[Source, Dataset], series_uid: str | None) -> dict[Source, Dataset]:
+    groups: dict[str, dict[Source, Dataset]] = {}
+    for source, header in images.items():
+        groups.setdefault(str(header.SeriesInstanceUID), {})[source] = header
+    if series_uid in groups:
+        return groups[series_uid]
+    if len(groups) == 1 and series_uid is None:
+        return next(iter(groups.values()))
+    listed = "; ".join(
+        f"{uid} ({next(iter(g.values())).get('SeriesDescription') or 'no description'}, {len(g)} files)"
+        for uid, g in groups.items()
+    )
+    problem = f"{len(groups)} series" if series_uid is None else f"no series {series_uid}; found"
+    raise InputError(path, f"{problem}: {listed}", f'Choose one with series="{next(iter(groups))}" or its folder')

@@ -1,0 +1,148 @@
+"""Where studies are: the volumes, zips and DICOM folders below a path, and the series in each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from monai_unet.data.dicom.series import DICOM_SUFFIXES, is_image, list_sources, read_header
+from monai_unet.data.dicom.silence import reading
+from monai_unet.data.studies.study import volume_suffix
+from monai_unet.errors import InputError
+
+__all__ = ["Location", "find_locations"]
+
+
+@dataclass
+class Location:
+    """A folder with the files directly in it, a volume or a zip.
+
+    Attributes:
+        path: of the folder or file.
+        files: those of the folder, or the path itself.
+        series: of each SeriesInstanceUID, the files or members of the zip.
+        instances: SOPInstanceUIDs.
+        companions: DICOM objects without images.
+
+    >>> Location(Path("study.zip"), ["study.zip"], {"1.2": ["study.zip/a.dcm"]}).identity()
+    '1.2'
+    """
+
+    path: Path
+    files: list[str]
+    series: dict[str, list[str]] = field(default_factory=dict)
+    instances: set[str] = field(default_factory=set)
+    companions: list[str] = field(default_factory=list)
+
+    def identity(self) -> str:
+        """What a pseudonym stands for: the series, else the content of the file, else the path."""
+        if self.series:
+            return " ".join(sorted(self.series))
+        if not self.path.is_file():
+            return str(self.path)
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        detached = self.path.suffix.lower() in (".mhd", ".nhdr")  # another volume may have the same header
+        return f"{digest.hexdigest()} {self.path}" if detached else digest.hexdigest()
+
+    def only(self, wanted: set[str]) -> Location:
+        """The location without the files of other series; a zip stays as it is."""
+        others = {file for uid, files in self.series.items() if uid not in wanted for file in files}
+        if not others <= set(self.files):
+            return self
+        files = [file for file in self.files if file not in others]
+        return Location(self.path, files, {uid: files for uid, files in self.series.items() if uid in wanted})
+
+
+def find_locations(root: Path, without: Path | None = None) -> list[Location]:
+    """Find what may be studies at or below an absolute path, in the order of their paths; at least one.
+
+    A folder directly below the path with nothing known in it is a location too. Hidden files are ignored.
+
+    Args:
+        root: a file, or a folder to any depth.
+        without: a resolved folder to leave out.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.nii.gz", "notes.txt", "b.dcm"):
+    ...         (Path(folder) / name).touch()
+    ...     [[Path(file).name for file in location.files] for location in find_locations(Path(folder))]
+    [['b.dcm', 'notes.txt'], ['a.nii.gz']]
+    """
+    if not root.is_dir():
+        return [_scan(root, [str(root)])]
+    locations: list[Location] = []
+    known: set[Path] = set()  # folders that hold a location, or companions of one
+    visited: set[Path] = set()
+
+    def unreadable(error: OSError) -> None:
+        locations.append(Location(Path(error.filename), [error.filename]))  # reading it will give the error
+        known.add(Path(error.filename))
+
+    for name, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        folder = Path(name)
+        if folder.resolve() in visited:  # links may lead back
+            subfolders.clear()
+            continue
+        visited.add(folder.resolve())
+        subfolders[:] = sorted(s for s in subfolders if _is_visible(s) and (folder / s).resolve() != without)
+        files = [str(folder / n) for n in sorted(names) if _is_visible(n)]
+        alone = [f for f in files if volume_suffix(f) or f.lower().endswith(".zip")]
+        found = [_scan(Path(f), [f]) for f in alone]
+        rest = _scan(folder, [f for f in files if f not in alone])
+        if rest.series or any(f.lower().endswith(DICOM_SUFFIXES) for f in rest.files if f not in rest.companions):
+            found.append(rest)
+        locations += found
+        if found or rest.companions:
+            known |= {folder, *folder.parents}
+    children = [c for c in root.iterdir() if c.is_dir() and _is_visible(c.name) and c.resolve() != without]
+    locations += [Location(c, [str(c)]) for c in children if c not in known]
+    return _join(sorted(locations, key=lambda location: location.path)) or [Location(root, [str(root)])]
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _scan(path: Path, files: list[str]) -> Location:
+    location = Location(path, files)
+    for file in files:
+        try:
+            sources = [] if volume_suffix(file) else list_sources(file)
+        except InputError:
+            continue  # reading it will give the error
+        for source in sources:
+            try:
+                with reading(source):
+                    if (header := read_header(source)) is None:
+                        continue
+                    if not is_image(header):
+                        location.companions.append(str(source))
+                    elif uid := str(header.get("SeriesInstanceUID") or ""):
+                        location.instances.add(str(header.get("SOPInstanceUID")))
+                        location.series.setdefault(uid, []).append(str(source))
+            except (InputError, ImportError):
+                continue
+    return location
+
+
+def _join(locations: list[Location]) -> list[Location]:
+    """Folders that hold different images of one series are one location; those that hold the same are copies."""
+    joined: list[Location] = []
+    for location in locations:
+        for other in joined:
+            if location.series.keys() & other.series.keys() and not location.instances & other.instances:
+                other.path = Path(os.path.commonpath([other.path, location.path]))
+                other.files += location.files
+                other.instances |= location.instances
+                for uid, files in location.series.items():
+                    other.series.setdefault(uid, []).extend(files)
+                break
+        else:
+            joined.append(location)
+    return joined
