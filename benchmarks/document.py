@@ -1,8 +1,8 @@
-"""The tables of docs/benchmarks.md from benchmarks/results/*.json, and their plot.
+"""Write the tables of docs/benchmarks.md from benchmarks/results/*.json, and draw their plot.
 
     python -m benchmarks.document
 
-Each table stands between <!-- NAME --> and <!-- end of NAME -->, as the benchmark itself prints it.
+Each table, as printed by its benchmark, is between <!-- NAME --> and <!-- end of NAME -->.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.peers import RESULTS
+from benchmarks.peers import RESULTS, title
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers")
 
 
 def filled(text: str) -> str:
-    """The page with each table as its result has it; a result that is not there leaves its table as it is."""
+    """Fill each table of the page from its result; a table without a result stays as it is."""
     for name in TABLES:
         file = RESULTS / f"{name}.json"
         if not file.exists():
@@ -46,7 +46,7 @@ def draw(weight_map: dict[str, Any], elastic: dict[str, Any], inference: dict[st
     left.set(title="weight map, 4096²", xlabel="objects", ylabel="seconds")
     left.legend()
     bars = [
-        (f"{row['name']}, {row['size'][0]}{'²³'[len(row['size']) - 2]}", row["ratio"], "tab:blue")
+        (f"{row['name']}, {title(row['size'])}", row["ratio"], "tab:blue")
         for row in elastic["rows"]
         if row["order"] == 1 and row["name"] != "ours"
     ]

@@ -1,16 +1,16 @@
-"""Elastic deformation: ours against the peers' on image, label and weights; the target is half the fastest peer's time.
+"""Elastic deformation of image, label and weights, compared with other libraries; the target is half the fastest time.
 
     python -m benchmarks.elastic [--rounds 10]
 
-572², with images read linearly and cubically, and 132³, linearly; labels always by the nearest voxel. Ours is the
-paper's 3 × 3 grid with σ = 10 voxels, whose nodes are 286 (66) voxels apart. The peers that smooth noise are given a
-Gaussian of half that spacing, so that the slope of their field is the same, and the magnitude that gives about 10
-voxels, where it is theirs to choose; where the cost grows with that Gaussian, also their cheaper usual setting. All
-work in one thread and keep freed memory, as our trainings do. The target is over the peers whose field does not fold.
+Images of 572² are interpolated linearly and cubically, images of 132³ linearly, and labels always to the nearest voxel.
+Ours has the paper's 3 × 3 grid with σ = 10 voxels, whose nodes are 286 (66) voxels apart. Libraries that smooth noise
+get a Gaussian of half that spacing, so that the slope of their field is the same, and, if it can be set, the magnitude
+that gives about 10 voxels. Where the cost grows with that Gaussian, the cheaper usual setting is timed too. All use one
+thread and keep freed memory, as in our training. The target applies to libraries whose field does not fold.
 
-Before the timing: ours equals scipy's `map_coordinates` at our own displacement. Image and label carry the number of
-their row, the weights that of their column, so what comes out shows the field: image and label must lie within half a
-voxel. Written to benchmarks/results/elastic.json.
+Before the timing, ours is checked against scipy's `map_coordinates` at our own displacement. Image and label contain
+the number of their row, the weights that of their column, so that the output shows the field: image and label must
+agree to half a voxel. Results are written to benchmarks/results/elastic.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.peers import alternately, available, markdown, record, summary
+from benchmarks.peers import alternately, available, markdown, record, summary, title
 from monai_unet.memory import keep_freed_memory
 from monai_unet.transforms import RandElasticDeformationd
 
@@ -35,12 +35,12 @@ Work = Callable[[], dict[str, Any]]
 
 KEYS = ("image", "label", "weights")
 SIGMA = 10.0
-#: rows and columns as fractions, because some libraries take the range of float images to be 0 ... 1
+#: rows and columns as fractions, because some libraries expect float images in the range 0 ... 1
 UNIT = 1024
 ORDERS = {1: "bilinear", 3: "bicubic"}
 CASES = (((572, 572), 1), ((572, 572), 3), ((132, 132, 132), 1))
 DRAWS = {2: 4, 3: 1}
-#: share of the pixels where a field may reverse the rows and still be called smooth
+#: largest share of pixels where a smooth field may reverse the rows
 FOLDED = 0.01
 PACKAGES = ("torchio", "albumentations", "batchgenerators", "batchgeneratorsv2", "opencv-python-headless", "SimpleITK")
 
@@ -91,7 +91,7 @@ def torchio(data: Arrays, order: int) -> Work:
     deform = tio.RandomElasticDeformation(points, most, locked_borders=0, image_interpolation=mode)
 
     def work() -> dict[str, Any]:
-        with warnings.catch_warnings():  # of folding, which the table tells
+        with warnings.catch_warnings():  # of folding, which is in the table
             warnings.simplefilter("ignore", RuntimeWarning)
             return {key: image.data for key, image in deform(subject).items()}
 
@@ -163,7 +163,7 @@ def batchgenerators_2(data: Arrays, order: int) -> Work:
 
 
 Maker = Callable[[Arrays, int], Work]
-#: name: what makes the work, and what it is given
+#: name: function that makes the work, and its parameters
 EITHER: dict[str, tuple[Maker, str]] = {
     "ours": (ours, "3 nodes per axis, σ 10"),
     "TorchIO RandomElasticDeformation": (torchio, "5 B-spline points per axis (2 intervals), uniform ± 52"),
@@ -196,7 +196,7 @@ ONLY: dict[int, dict[str, tuple[Maker, str]]] = {
 
 
 def oracle_difference(size: Sequence[int]) -> float:
-    """Largest difference of linear images from scipy's at our displacement; labels must agree but for ties."""
+    """Largest difference of linear images from scipy's at our displacement; labels must agree except for ties."""
     rng = np.random.default_rng(0)
     image = rng.random(size, dtype=np.float32)
     label = rng.integers(0, 500, size).astype(np.int16)
@@ -205,13 +205,13 @@ def oracle_difference(size: Sequence[int]) -> float:
     out = deform({"image": image[None], "label": label[None]})
     places = np.indices(size, dtype=np.float32) + deform.deformation.displacement(size).numpy()
     apart = np.mean(ndimage.map_coordinates(label, places, order=0, mode="mirror") != out["label"][0])
-    if apart > 1e-3:  # what is read halfway between two voxels, to rounding
+    if apart > 1e-3:  # points halfway between two voxels, up to rounding
         raise AssertionError(f"{apart:.2%} of the labels differ from scipy's")
     return float(np.abs(ndimage.map_coordinates(image, places, order=1, mode="mirror") - out["image"][0]).max())
 
 
 def field(out: dict[str, Any], size: Sequence[int]) -> dict[str, float]:
-    """What the deformed row and column numbers tell of the field, away from the edges that it reads beyond."""
+    """Measure the field from the deformed row and column numbers, away from the edges of the image."""
     inside = tuple(slice(n // 4, -(n // 4)) for n in size)
     read = {key: np.asarray(out[key], dtype=np.float64).reshape(size)[inside] for key in KEYS}
     rows, columns = read["image"] * UNIT, read["weights"] * UNIT
@@ -234,14 +234,10 @@ def compare(size: tuple[int, ...], order: int, rounds: int) -> list[dict[str, An
         fields[name] = {key: statistics.fmean(one[key] for one in drawn) for key in drawn[0]}
         fields[name]["label_off"] = max(one["label_off"] for one in drawn)
         if fields[name]["label_off"] > 0.6:
-            raise AssertionError(f"{name}: image and label lie {fields[name]['label_off']:.2f} voxels apart")
+            raise AssertionError(f"{name}: image and label are {fields[name]['label_off']:.2f} voxels apart")
     about = {"size": size, "order": order, "rounds": rounds}
     rows = summary(alternately(works, rounds, warm_up=False), "ours")
     return [{**about, **row, "given": entries[row["name"]][1], **fields[row["name"]]} for row in rows]
-
-
-def title(size: Sequence[int]) -> str:
-    return f"{size[0]}{'²³'[len(size) - 2]}"
 
 
 def table(record: dict[str, Any]) -> str:
@@ -264,13 +260,13 @@ def table(record: dict[str, Any]) -> str:
 
 
 def target(record: dict[str, Any], size: Sequence[int], order: int) -> str:
-    """How much faster than the fastest peer, folding ones apart."""
+    """How much faster ours is than the fastest peer; those whose field folds are listed separately."""
     peers = [row for row in record["rows"] if (*row["size"], row["order"]) == (*size, order) and row["name"] != "ours"]
     smooth = [row for row in peers if row["folded"] <= FOLDED]
     best = min(smooth, key=lambda row: row["ratio"], default=None)
-    told = f"{best['ratio']:.1f} times as fast as {best['name']}, the fastest peer" if best else "no peer"
+    text = f"{best['ratio']:.1f} times as fast as {best['name']}, the fastest peer" if best else "no peer"
     folding = [f"{row['ratio']:.1f} times {row['name']}" for row in peers if row not in smooth]
-    return f"{title(size)}, {ORDERS[order]}: {told}" + (
+    return f"{title(size)}, {ORDERS[order]}: {text}" + (
         f"; where the field folds, {', '.join(folding)}" * bool(folding)
     )
 

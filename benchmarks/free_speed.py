@@ -1,12 +1,12 @@
-"""Speed where it is free: each option that might make the same network faster, with it and without it.
+"""Free speed: options that might make the same network faster, each with and without it.
 
     python -m benchmarks.free_speed [--width 32] [--rounds 3]
 
-All else is as in the bundles (passes in channels last, inference mode, freed memory kept, one tile). A pass is over the
-paper's 572² tile, and over one of 1020² where a larger tile is the point; a step is forward, loss, backward and
-optimiser on 572². `torch.compile` is timed after its compilation, which is told apart. bfloat16 only where the hardware
-has it: elsewhere it is emulated, and minutes would not suffice. The large image is an OME-Zarr of nine tiles, and its
-network half as wide, so that reading and writing weigh more.
+Everything else is as in the bundles (passes in channels last, inference mode, freed memory kept, one tile). A pass is
+over the paper's 572² tile, or over one of 1020² where larger tiles matter; a step is forward pass, loss, backward pass
+and optimiser on 572². `torch.compile` is timed after its compilation, which is listed separately. bfloat16 is only
+timed if the hardware supports it: otherwise it is emulated, and takes very long. The large image is an OME-Zarr of
+nine tiles, with a network of half the width, so that reading and writing matter more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.larger_than_memory import network_of, write_image
-from benchmarks.peers import alternately, markdown, record, summary
+from benchmarks.peers import alternately, channels, fast_bfloat16, markdown, record, summary
 from benchmarks.whole_step import steps_of
 from monai_unet.data.large import predict as large_images
 from monai_unet.inferers import OverlapTileInferer, TileInferer
@@ -37,7 +37,7 @@ Work = Callable[[], object]
 
 
 def give_back_freed_memory() -> None:
-    """What glibc comes to by itself, after its first large tensors."""
+    """Set the thresholds that glibc itself arrives at after the first large tensors."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
     libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
@@ -71,7 +71,7 @@ def without_gradients(network: Any, image: Tensor) -> None:
 def in_turn(
     items: Sequence[Any], read: Callable[[Any], Any], write: Callable[..., None]
 ) -> Iterator[tuple[Any, Any, Callable[..., None]]]:
-    """In the place of `large_images._overlapped`."""
+    """A replacement of `large_images._overlapped`."""
     for item in items:
         yield item, read(item), write
 
@@ -83,11 +83,11 @@ def large_image(image: Path, network: ValidUNet, overlapped: bool) -> None:
 
 
 def options(width: int, folder: Path) -> dict[str, tuple[str, Work, Work]]:
-    """Name → (what is timed, without it, with it)."""
-    image, small = folder / "large.ome.zarr", network_of([width // 2 * 2**level for level in range(5)])
+    """Name → (description of the work, the work without the option, with it)."""
+    image, small = folder / "large.ome.zarr", network_of(channels(width // 2))
     write_image(image, 3 * 388)
     torch.manual_seed(0)
-    network = ValidUNet(2, 1, 2, tuple(width * 2**level for level in range(5))).eval()
+    network = ValidUNet(2, 1, 2, channels(width)).eval()
     network = network.to(memory_format=torch.channels_last)
     contiguous = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     trained = [copy.deepcopy(each).train() for each in (contiguous, network)]
@@ -104,13 +104,13 @@ def options(width: int, folder: Path) -> dict[str, tuple[str, Work, Work]]:
             partial(large_image, image, small, overlapped=True),
         ),
     }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if fast_bfloat16(tile.device):
         found["bfloat16, pass"] = ("pass", plain, passes(network, tile, amp=True))
         found["bfloat16, step"] = ("step", step[1], steps_of(trained[1], 572, True, 1))
     if hasattr(ctypes.CDLL(None), "mallopt"):
         kept = {"pass of 1020²": passes(network, large), "step": step[0]}
         for what, work in kept.items():
-            # a first turn after the switch, which is not what lasts, is part of both
+            # the first turn after the switch is not typical; both include it
             pair = before(before(give_back_freed_memory, work), work), before(before(keep_freed_memory, work), work)
             found[f"freed memory kept, {what}"] = (f"2 × {what}", *pair)
     return found
@@ -118,11 +118,11 @@ def options(width: int, folder: Path) -> dict[str, tuple[str, Work, Work]]:
 
 def compiled(width: int) -> tuple[Work, Work, float]:
     torch.manual_seed(0)
-    network = ValidUNet(2, 1, 2, tuple(width * 2**level for level in range(5))).eval()
+    network = ValidUNet(2, 1, 2, channels(width)).eval()
     network, tile = network.to(memory_format=torch.channels_last), torch.randn(1, 1, 572, 572)
     fast = passes(torch.compile(network), tile)
     start = time.perf_counter()
-    with torch.compiler.config.patch(force_disable_caches=True):  # what an earlier run compiled
+    with torch.compiler.config.patch(force_disable_caches=True):  # of earlier runs
         fast()
     return passes(network, tile), fast, time.perf_counter() - start
 
@@ -136,15 +136,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (what, without, with_it) in options(given.width, Path(folder)).items():
-            warm_up = not name.startswith("freed memory")  # which bring their own
+            warm_up = not name.startswith("freed memory")  # these have their own
             times = alternately({"without": without, "with": with_it}, given.rounds, warm_up)
             _, row = summary(times, "without")
             rows.append({**row, "name": name, "what": what})
-            print(f"{name}: {row['ratio']:.2f} of the time of a {what} without", flush=True)
+            print(f"{name}: {row['ratio']:.2f} times as long as a {what} without", flush=True)
             keep_freed_memory()
     try:
         without, with_it, seconds = compiled(given.width)
-    except Exception as error:  # no compiler, or one that it does not like
+    except Exception as error:  # no suitable compiler
         print(f"torch.compile is left out: {str(error).partition(chr(10))[0]}")
     else:
         _, row = summary(alternately({"without": without, "with": with_it}, given.rounds), "without")
@@ -164,7 +164,7 @@ def table(held: dict[str, Any]) -> str:
         for row in held["rows"]
     ]
     return f"{held['width']} channels at the top, {held['hardware']}.\n\n" + markdown(
-        ["option", "timed", "with it, s", "of the time without", "once, s"], rows
+        ["option", "timed", "with it, s", "ratio to without", "once, s"], rows
     )
 
 

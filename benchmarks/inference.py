@@ -1,18 +1,18 @@
-"""Inference beside MONAI's inferers: as fast as the one pass over the whole image, and without seams.
+"""Inference compared with MONAI's inferers: as fast as one pass over the whole image, and without seams.
 
     python -m benchmarks.inference [--size 970] [--width 32] [--rounds 3]
 
-The same weights twice: as `ValidUNet`, and padded as most U-Nets are, for MONAI's `SlidingWindowInferer`. Each way is
-set beside one pass over the whole image by its own network, which is the limit of its speed and, to rounding, what a
-result without seams is. Timed in bfloat16 where the hardware has it; the seams are measured in float32. The targets: at
-least 0.9 of the limit where the image fits, 1.5 times MONAI's inferer at an overlap of 0.5, seams of rounding only.
+The same weights are used twice: in `ValidUNet`, and in a padded network, as most U-Nets are, for MONAI's
+`SlidingWindowInferer`. Each way is compared with one pass of its own network over the whole image, which is the limit
+of its speed and, up to rounding, the result without seams. Times are in bfloat16 if the hardware supports it; seams
+are measured in float32. The targets are at least 0.9 of the limit if the image fits, 1.5 times the speed of MONAI's
+inferer at an overlap of 0.5, and no seams beyond rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,8 +23,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.peers import alternately, markdown, record
-from benchmarks.training_step import fast_bfloat16
+from benchmarks.peers import alternately, best_device, channels, fast_bfloat16, markdown, median_ratio, record, spread
 from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.memory import keep_freed_memory, measured_bytes
 from monai_unet.networks import ValidUNet
@@ -35,7 +34,7 @@ HALF = "SlidingWindowInferer, overlap 0.5"
 
 
 class Counted(nn.Module):
-    """The network in bfloat16 where asked, with the pixels it is given counted."""
+    """The network, in bfloat16 if asked, with a count of its input pixels."""
 
     def __init__(self, network: nn.Module, amp: bool) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ def padded(network: ValidUNet) -> nn.Module:
 
 
 def ways(image: Tensor, network: ValidUNet, amp: bool) -> dict[str, tuple[str, Callable[[], Tensor], Counted]]:
-    """Name → (name of its limit, what is timed, what counts)."""
+    """Name → (name of its limit, the function to time, the network that counts pixels)."""
     valid, same = Counted(network, amp), Counted(padded(network), amp)
     n, margin = image.shape[-1], network.margin
     whole, tile = network.output_size(network.input_size(n)), network.output_size(WINDOW)
@@ -89,11 +88,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     amp = fast_bfloat16(device)
-    keep_freed_memory()  # as in the bundles; all have it
+    keep_freed_memory()  # as in the bundles; for all of them
     torch.manual_seed(0)
-    network = ValidUNet(2, 1, 2, tuple(given.width * 2**level for level in range(5))).eval()
+    network = ValidUNet(2, 1, 2, channels(given.width)).eval()
     network = network.to(device, memory_format=torch.channels_last)
     image = torch.randn(1, 1, given.size, given.size, device=device)
     with torch.inference_mode():
@@ -104,10 +103,10 @@ def main() -> None:
         del exact, in_float32
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         works = {name: lambda work=work: (work(), wait()) for name, (_, work, _) in made.items()}
-        times = alternately(works, given.rounds, warm_up=amp)  # in float32 the exact passes were that
+        times = alternately(works, given.rounds, warm_up=amp)  # in float32 the exact passes were the warm-up
         computed, memory = {}, {}
         for name, (_, work, counted) in made.items():
-            counted.pixels = 0  # the plan's own measuring pass, and what came before, are not the image's
+            counted.pixels = 0  # without the pass measured for the plan and earlier runs
             memory[name] = measured_bytes(work, device)
             computed[name] = counted.pixels
         half_difference = None
@@ -120,37 +119,20 @@ def main() -> None:
             {
                 "name": name,
                 "limit": limit,
-                "median_s": statistics.median(times[name]),
-                "min_s": min(times[name]),
-                "max_s": max(times[name]),
-                "of_limit": _ratio(times[LIMIT], times[name]),
-                "over_monai_half": _ratio(times[HALF], times[name]),
+                **spread(times[name]),
+                "of_limit": median_ratio(times[LIMIT], times[name]),
+                "over_monai_half": median_ratio(times[HALF], times[name]),
                 "computed": computed[name] / given.size**2,
                 "peak_MiB": None if memory[name] is None else memory[name] / 2**20,
                 "seam": seams[name],
             }
         )
-    held = record(
-        "inference",
-        rows,
-        packages=("monai",),
-        device=device.type,
-        size=given.size,
-        width=given.width,
-        rounds=given.rounds,
-        dtype="bfloat16" if amp else "float32",
-        bfloat16_difference=half_difference,
-    )
-    print(table(held))
+    facts = {**vars(given), "dtype": "bfloat16" if amp else "float32", "bfloat16_difference": half_difference}
+    print(table(record("inference", rows, packages=("monai",), device=device, **facts)))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
     return float((one.softmax(1) - other.softmax(1)).abs().max())
-
-
-def _ratio(base: list[float], other: list[float]) -> float:
-    """Median of the rounds' ratios: what slows a round slows both."""
-    return statistics.median(b / o for b, o in zip(base, other, strict=True))
 
 
 def table(held: dict[str, Any]) -> str:

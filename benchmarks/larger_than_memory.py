@@ -1,12 +1,12 @@
-"""An image larger than memory, segmented with its instances: memory over time, and what is the time's.
+"""An image larger than memory, segmented with its instances: memory over time, and speed.
 
     python -m benchmarks.larger_than_memory [--size 40000] [--features 32 64 128 256 512] [--memory 1] [--folder DIR]
 
 A synthetic image (H = W = size, uint8, cells of some 40 pixels) is written as OME-Zarr chunk by chunk, then segmented
-by a process of its own, whose resident memory is sampled twice a second. The network's weights are random, which costs
-what trained ones cost; its foreground is what its head's bias leaves, about half. Interrupted, the same command goes on
-where it was; its curve then starts there. Results: benchmarks/results/larger_than_memory.json, and
-docs/pictures/larger_than_memory.png for the default size.
+by a process of its own, whose resident memory is sampled twice a second. The weights of the network are random, which
+takes as long as with trained ones; the bias of its head makes about half of the image foreground. After an
+interruption, the same command resumes; the curve then starts there. Results are written to
+benchmarks/results/larger_than_memory.json, and for the default size to docs/pictures/larger_than_memory.png.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import json
 import multiprocessing
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.training_step import hardware
-from monai_unet.data.large.predict import predict_large_image
+from benchmarks.peers import RESULTS, hardware
+from monai_unet.data.large import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
 from monai_unet.tracking.provenance import code_version
 from monai_unet.transforms import LabelInstances
 
-RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "larger_than_memory.png"
 CHUNK = 1024
 
@@ -55,7 +55,7 @@ def write_image(path: Path, size: int) -> None:
     (path / "done").touch()
 
 
-def network_of(features: list[int]) -> ValidUNet:
+def network_of(features: Sequence[int]) -> ValidUNet:
     torch.manual_seed(0)
     network = ValidUNet(2, 1, 2, features).eval().to(memory_format=torch.channels_last)
     size = network.input_size(100)
@@ -71,7 +71,7 @@ def predict(image: Path, output: Path, options: argparse.Namespace) -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes; 0 of a process that has just ended."""
+    """Bytes; 0 for a process that has just ended."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) << 10 if found else 0
 

@@ -1,11 +1,12 @@
-"""The paper's two tables, a row from one command each: train, evaluate, and set ours beside the paper's.
+"""The paper's two tables: one command trains, evaluates, and adds one row next to the paper's.
 
     python -m benchmarks.paper_tables isbi2012|hela|u373 [--width 64|32] [--minutes N] [--seed N] [--work DIR]
 
-Prepares the data, trains the bundle for the minutes given (as many steps as the measured cost of one allows), scores
-the held-out images averaged over the 8 exact rotations and mirrorings, and writes the numbers with protocol, versions
-and hardware to benchmarks/results/paper_tables/*.json and all of them as tables to docs/results.md. Width 64 is the
-paper's network and optimiser; 32 is the bundle's compact recipe. Interrupted, the same command goes on where it was.
+Prepares the data, trains the bundle for the given minutes (for as many steps as the measured time of one allows),
+scores the held-out images averaged over the 8 exact rotations and mirrorings, writes the numbers with protocol,
+versions and hardware to benchmarks/results/paper_tables/*.json, and all of them as tables to docs/results.md. Width 64
+is the paper's network and optimiser; 32 is the compact recipe of the bundle. After an interruption, the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.training_step import fast_bfloat16, hardware, seconds_per_step
+from benchmarks.peers import best_device, channels, fast_bfloat16, hardware
+from benchmarks.training_step import seconds_per_step
 from monai_unet.datasets import cards, prepare
 from monai_unet.tracking.provenance import code_version
 
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "paper_tables"
 DOCS = ROOT / "docs" / "results.md"
 STEPS_PER_EPOCH = 100
 VAL_INTERVAL = 2  # divides the number of epochs: the last, with the smallest learning rate, is validated too
-#: augmentation, validation and checkpoints, over the bare step that is measured
+#: factor for augmentation, validation and checkpoints, relative to the bare step that is measured
 OVERHEAD = 1.15
 
 CELLS = "cell_segmentation"
@@ -72,7 +72,7 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 def bundle_run(bundle: str, configs: list[str], options: dict[str, Any], log: Path) -> float:
-    """One `python -m monai.bundle run`; the seconds it took."""
+    """Run `python -m monai.bundle run`; return the seconds it took."""
     folder = ROOT / "bundles" / bundle
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--bundle_root", str(folder)]
     command += ["--config_file", str([str(folder / "configs" / f"{name}.yaml") for name in configs])]
@@ -87,16 +87,15 @@ def bundle_run(bundle: str, configs: list[str], options: dict[str, Any], log: Pa
 
 
 def plan(width: int, minutes: float, seed: int, file: Path) -> dict[str, Any]:
-    """How many epochs fit: settled once, so that a resumed training keeps its learning rates."""
+    """Decide the number of epochs once, so that a resumed training run keeps its learning rates."""
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
         asked = {"width": width, "minutes": minutes, "seed": seed}
         if {key: kept[key] for key in asked} != asked:
-            raise SystemExit(f"{file} is of another training, {kept}. Name another --work, or remove that folder")
+            raise SystemExit(f"{file} belongs to another training run, {kept}. Choose another --work, or remove it")
         return kept
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    features = tuple(width * 2**level for level in range(5))
-    cost = statistics.median(seconds_per_step(features, fast_bfloat16(device), 5, device))
+    device = best_device()
+    cost = statistics.median(seconds_per_step(channels(width), fast_bfloat16(device), 5, device))
     epochs = max(int(minutes * 60 / (cost * OVERHEAD) / STEPS_PER_EPOCH) // VAL_INTERVAL, 1) * VAL_INTERVAL
     made = {"width": width, "minutes": minutes, "seed": seed, "epochs": epochs, "seconds_per_step": cost, "spent": []}
     file.write_text(json.dumps(made))
@@ -118,7 +117,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "seed": seed,
         "resume": "auto",
     }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if width == 64:
         options["amp"] = fast_bfloat16(device)
     log = work / "log.txt"
@@ -127,7 +126,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         try:
             bundle_run(table["bundle"], ["train"] + ["compact"] * (width == 32), options, log)
             settled["trained"] = True
-        finally:  # an interrupted attempt's time counts: its steps are not trained again
+        finally:  # the time of an interrupted attempt counts, because its steps are not repeated
             settled["spent"].append(time.perf_counter() - start)
             file.write_text(json.dumps(settled))
     record = {
@@ -145,7 +144,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "versions": code_version(),
         "scores": {},
     }
-    # sequence 02, where it is there: never trained on
+    # sequence 02, if available: never trained on
     for title, folder in (("held out", data), ("sequence 02", data / "fold_01")):
         if (folder / "dataset.json").exists():
             scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt"}
@@ -158,7 +157,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
 
 
 def document() -> str:
-    """All results as Markdown, the paper's beside them."""
+    """All results as Markdown, next to the paper's."""
     lines = []
     for name, table in TABLES.items():
         records = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}_*.json"))]

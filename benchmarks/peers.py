@@ -1,12 +1,13 @@
-"""What the benchmarks share: ours and the peers timed in turn, summarised, and kept as JSON with versions and hardware.
+"""Shared by the benchmarks: timing in turn, summaries, and results as JSON with versions and hardware.
 
-Times taken in turn share what the machine does meanwhile; each round starts with another, so that none is always first.
+Those that take turns share the load of the machine; each round starts with another one, so that none is always first.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,20 +23,20 @@ T = TypeVar("T")
 
 
 def available(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """What each of them makes; a peer that is not installed is left out, with a line that says so."""
+    """Call each of ``makers``; report and leave out a library that is not installed."""
     made = {}
     for name, make in makers.items():
         try:
             made[name] = make()
         except ImportError as e:
-            print(f'{name} is left out, it does not import ({e}): pip install "monai_unet[peers]"', flush=True)
+            print(f'{name} is left out, its import failed ({e}): pip install "monai_unet[peers]"', flush=True)
     return made
 
 
 def alternately(works: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds of each work in each round, after one warm-up of each; every round starts with another of them.
+    """Time each of ``works`` once per round, in seconds, after a warm-up; every round starts with another one.
 
-    ``warm_up=False`` where each has run already, or where one cold turn does not decide a median.
+    Use ``warm_up=False`` if each has run before, or if one cold turn does not change a median.
     """
     names = list(works)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -49,14 +50,47 @@ def alternately(works: Mapping[str, Callable[[], object]], rounds: int, warm_up:
     return times
 
 
+def spread(times: Sequence[float]) -> dict[str, float]:
+    return {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
+
+
+def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median over the rounds of the ratio to ``base`` in the same round."""
+    return statistics.median(mine / unit for mine, unit in zip(times, base, strict=True))
+
+
 def summary(times: Mapping[str, Sequence[float]], base: str) -> list[dict[str, Any]]:
-    """One row per name: ``ratio`` is the median over the rounds of its time over the base's in the same round."""
-    rows = []
-    for name, taken in times.items():
-        ratio = statistics.median(mine / unit for mine, unit in zip(taken, times[base], strict=True))
-        row = {"name": name, "median_s": statistics.median(taken), "min_s": min(taken), "max_s": max(taken)}
-        rows.append({**row, "ratio": ratio})
-    return rows
+    """One row per name, with the median ratio to ``base``."""
+    return [{"name": name, **spread(taken), "ratio": median_ratio(taken, times[base])} for name, taken in times.items()]
+
+
+def channels(top: int) -> tuple[int, ...]:
+    """Channels of the five levels, doubled from level to level as in Fig. 1."""
+    return tuple(top * 2**level for level in range(5))
+
+
+def title(size: Sequence[int]) -> str:
+    return f"{size[0]}{'²³'[len(size) - 2]}"
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; otherwise it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def record(
@@ -64,28 +98,32 @@ def record(
     rows: Sequence[Mapping[str, Any]],
     *,
     packages: Iterable[str] = (),
-    device: str = "cpu",
+    device: torch.device | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write ``benchmarks/results/NAME.json``, and return what it holds.
+    """Write ``benchmarks/results/NAME.json`` and return its content.
 
-    ``packages`` are the peers' names at PyPI; those that are not installed have no version.
+    Args:
+        name: of the benchmark.
+        rows: its results.
+        packages: names at PyPI of the libraries compared with; those that are not installed have no version.
+        device: that was measured; None for the CPU.
+        facts: anything else.
     """
-    from benchmarks.training_step import hardware  # not above: that benchmark imports this module
-
     versions = code_version()
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    held = {**facts, "rows": list(rows), "hardware": hardware(torch.device(device)), "versions": versions}
+    about = {"hardware": hardware(device or torch.device("cpu")), "versions": versions}
+    held = {**facts, "rows": list(rows), **about}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(held, indent=1) + "\n")
     return held
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; cells are written as they are, so numbers come as text with the digits that count."""
+    """A Markdown table; cells are written as they are: format numbers before."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

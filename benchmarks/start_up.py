@@ -1,9 +1,9 @@
-"""Start-up: from `python -m monai.bundle run` to the first training step, and how much of it is MONAI's own.
+"""Start-up time, from `python -m monai.bundle run` to the first training step, and MONAI's share of it.
 
     python -m benchmarks.start_up [--rounds 3]
 
-In turn, each in a process of its own: importing torch; a bundle run whose config does nothing, which is MONAI's import;
-the EM bundle's compact training, on the synthetic stack, up to the moment its first step begins.
+Three take turns, each in a process of its own: importing torch; a bundle run whose config does nothing, which measures
+the import of MONAI; and the compact training of the EM bundle on the synthetic stack, until its first step begins.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
             title: partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL, cwd=BUNDLE.parents[1])
             for title, command in commands.items()
         }
-        times = alternately(works, rounds, warm_up=False)  # a first round that reads from a slow disk is not the median
+        times = alternately(works, rounds, warm_up=False)  # a slow first round does not change the median
     print(table(record("start_up", summary(times, EMPTY), packages=("monai",))))
 
 

@@ -1,12 +1,13 @@
-"""Border weight map (Eq. 2): ours beside what people write, from 256² to 4096² and from 20 to 20,000 objects.
+"""Border weight map (Eq. 2): ours compared with usual code, from 256² to 4096² and from 20 to 20,000 objects.
 
     python -m benchmarks.weight_map [--size 1024] [--cells 400]
 
-The peers: one distance transform of the whole image per object (scipy); the same within each object's bounding box,
-padded as far as the term reaches, as a skilled user would write it; and the often copied way with scikit-image: the
-boundary of each object, and from every pixel the distance to all of it, for all objects at once. The results are
-compared before times are, wherever a peer runs whole. A peer that would take longer than QUICK seconds is estimated
-from 5 objects, and the table says so; one that needs more than MOST_GB is not run. One thread: nothing here uses more.
+The peers are one distance transform of the whole image per object (scipy); the same within the bounding box of each
+object, padded as far as the term reaches, as a skilled user would write it; and the often copied code with
+scikit-image: the boundary of each object, and the distance from every pixel to all of it, for all objects at once.
+Results are compared before times are, wherever a peer is run in full. The time of a peer that would take longer than
+QUICK seconds is estimated from 5 objects and marked in the table; one that needs more than MOST_GB is not run. All use
+one thread.
 
 Written to benchmarks/results/weight_map.json, with the exponents of cost ~ pixels^a and cost ~ objects^b.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.peers import alternately, available, markdown, record, summary
+from benchmarks.peers import alternately, available, markdown, record, summary, title
 from monai_unet.transforms import BorderWeightMap, SeparateInstances
 
 #: (spatial size, objects)
@@ -40,10 +41,10 @@ CASES = (
     ((96, 96, 96), 20),
     ((128, 128, 128), 50),
 )
-#: seconds; a slower peer is estimated from a few of its objects
+#: seconds; the time of a slower peer is estimated from a few objects
 QUICK = 3.0
 SOME = 5
-#: of its largest array, of which a peer holds about three
+#: size of the largest array; a peer needs about three of them
 MOST_GB = 1.0
 OURS, WHOLE, BOXES, PAIRS = "ours", "whole-image transforms", "transforms in boxes", "scikit-image, all pairs"
 
@@ -62,7 +63,7 @@ def numbers(ids: np.ndarray) -> np.ndarray:
 
 
 def one_transform_per_object(ids: np.ndarray, w0: float, sigma: float, some: int | None = None) -> np.ndarray:
-    """Eq. 2 to the letter, keeping the two smallest distances so that memory does not grow with the objects."""
+    """Eq. 2 literally, keeping the two smallest distances so that memory does not grow with the number of objects."""
     d1 = np.full(ids.shape, np.inf)
     d2 = d1.copy()
     for label in numbers(ids)[:some]:
@@ -89,7 +90,7 @@ def transforms_in_boxes(ids: np.ndarray, w0: float, sigma: float, some: int | No
 def boundaries_all_pairs(
     find_boundaries: Callable[..., np.ndarray], ids: np.ndarray, w0: float, sigma: float, some: int | None = None
 ) -> np.ndarray:
-    """From every pixel to every boundary pixel of each object: right in the background, not inside the objects."""
+    """Distances from every pixel to the boundary of each object: correct in the background, not inside objects."""
     pixels = np.indices(ids.shape).reshape(ids.ndim, 1, -1)
     labels = numbers(ids)[:some]
     distances = np.full((max(len(labels), 2), ids.size), np.inf)
@@ -108,7 +109,7 @@ def scikit_image() -> Callable[..., np.ndarray]:
 
 
 def largest_array_gb(ids: np.ndarray) -> float:
-    """Of `boundaries_all_pairs`: the distances to one object's boundary, or to all objects; 8 bytes each."""
+    """Size for `boundaries_all_pairs`: distances to the boundary of one object, or to all objects; 8 bytes each."""
     objects = [ids[box] == label for label, box in enumerate(ndimage.find_objects(ids), start=1) if box]
     boundary = max(np.count_nonzero(mask & ~ndimage.binary_erosion(mask)) for mask in objects)
     return max(boundary, len(objects)) * ids.size * 8 / 1e9
@@ -129,7 +130,7 @@ def differs(ids: np.ndarray, ours: np.ndarray, other: np.ndarray, name: str) -> 
 
 
 def compare(size: Sequence[int], count: int) -> list[dict[str, Any]]:
-    """One row per method; "how" tells whether it was measured, estimated, or what it would need."""
+    """One row per method; "how" is "measured", "estimated …" or "not run …"."""
     ids = np.asarray(SeparateInstances(keep_ids=True)(touching_cells(size, count)))[0]
     transform = BorderWeightMap(class_weights=None)
     ours = np.asarray(transform(ids[None]))[0]
@@ -175,7 +176,7 @@ def exponents(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def headline(size: int, cells: int) -> dict[str, Any]:
-    """The case that is measured in full, however long the whole-image transforms take."""
+    """Measure one case in full, however long the whole-image transforms take."""
     ids = SeparateInstances(keep_ids=True)(touching_cells((size, size), cells))
     transform = BorderWeightMap(class_weights=None)
     times = alternately({OURS: functools.partial(transform, ids)}, 5)[OURS]
@@ -186,10 +187,6 @@ def headline(size: int, cells: int) -> dict[str, Any]:
     ratio = whole / statistics.median(times)
     about = {"size": size, "cells": cells, "ours_s": times, "per_object_s": whole}
     return {**about, "ratio": ratio, "largest_difference": difference}
-
-
-def title(size: Sequence[int]) -> str:
-    return f"{size[0]}{'²³'[len(size) - 2]}"
 
 
 def three_digits(number: float) -> str:

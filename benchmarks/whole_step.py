@@ -1,11 +1,12 @@
-"""The whole training step of a bundle beside a plain PyTorch loop: what loading, augmentation and bookkeeping cost.
+"""The whole training step of a bundle compared with a plain PyTorch loop: cost of loading, augmentation, handlers.
 
     python -m benchmarks.whole_step [--widths 64 32] [--steps 1] [--rounds 3]
 
-In turn: the cell bundle's own trainer on the synthetic cells (`cell_phantom`: cached images and weight maps, elastic
-deformation, tiles of 572², loss, backward, optimiser, guards and learning rate), the same network in a plain loop over
-ready-made tensors, which is the limit, and MONAI's `BasicUNet` of the same width in such a loop on 576². bfloat16 where
-the hardware has it. The target: the whole step within 5 % of the plain loop. And the pieces, apart.
+Three take turns: the cell bundle's own trainer on synthetic cells (`cell_phantom`: cached images and weight maps,
+elastic deformation, tiles of 572², loss, backward pass, optimiser, guards and learning rate); the same network in a
+plain loop over ready-made tensors, which is the limit; and MONAI's `BasicUNet` of the same width in such a loop on
+576². They run in bfloat16 if the hardware supports it. The target is a whole step within 5 % of the plain loop. The
+pieces of a step are also timed separately.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from benchmarks.peers import alternately, markdown, record
-from benchmarks.training_step import fast_bfloat16
+from benchmarks.peers import alternately, best_device, channels, fast_bfloat16, markdown, record, summary
 from monai_unet.datasets import prepare
 from monai_unet.inferers import TileInferer
 from monai_unet.losses import PixelWeightedCrossEntropyLoss
@@ -37,11 +37,11 @@ PLAIN, WHOLE, PEER = "plain loop, tensors ready (the limit)", "the bundle's whol
 
 
 def bundle(width: int, amp: bool, steps: int, data: Path, scratch: Path) -> ConfigParser:
-    """The cell bundle's training, of the handlers only what every step needs."""
+    """The training config of the cell bundle, with only those handlers that every step needs."""
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "compact")])
     parser.update({"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(scratch), "amp": amp})
-    parser.update({"features": [width * 2**level for level in range(5)], "steps_per_epoch": steps})
+    parser.update({"features": list(channels(width)), "steps_per_epoch": steps})
     parser.update({"norm": None, "train#handlers": parser["train#handlers"][:2]})
     return parser
 
@@ -68,7 +68,7 @@ def steps_of(network: nn.Module, size: int, amp: bool, steps: int) -> Callable[[
 
 
 def epoch(trainer: Any, profiler: BasicTimeProfiler, steps: int, beside: dict[str, list[float]]) -> None:
-    """The trainer's next steps, one epoch more; seconds of a step beside its iteration are added to ``beside``."""
+    """Run one more epoch; add the seconds per step that are spent outside of the iteration to ``beside``."""
     trainer.state.max_epochs = trainer.state.epoch + 1
     trainer.run()
     taken = profiler.get_results()
@@ -77,7 +77,7 @@ def epoch(trainer: Any, profiler: BasicTimeProfiler, steps: int, beside: dict[st
 
 
 def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float]:
-    """Seconds of each part of a step, and of what is done once per image; medians."""
+    """Median seconds of each part of a step, and of the transforms that run once per image."""
     network, loss, dataset = (parser.get_parsed_content(name) for name in ("network", "loss", "train#dataset"))
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
     item = dataset[0]
@@ -116,9 +116,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     amp = fast_bfloat16(device)
-    keep_freed_memory()  # as in the bundles; all have it
+    keep_freed_memory()  # as in the bundles; for all of them
     rows, parts = [], {}
     with tempfile.TemporaryDirectory() as folder:
         data = prepare("cell_phantom", output=Path(folder) / "data").parent
@@ -129,24 +129,21 @@ def main() -> None:
             profiler = BasicTimeProfiler()
             beside: dict[str, list[float]] = {"waiting for the tile": [], "handlers": []}
             profiler.attach(trainer)
-            features = (*(width * 2**level for level in range(5)), width)
-            peer = BasicUNet(2, 1, 2, features).to(device, memory_format=config.get_parsed_content("memory_format"))
+            layout = config.get_parsed_content("memory_format")
+            peer = BasicUNet(2, 1, 2, (*channels(width), width)).to(device, memory_format=layout)
             works = {
                 PLAIN: steps_of(network, 572, amp, given.steps),
                 WHOLE: partial(epoch, trainer, profiler, given.steps, beside),
                 PEER: steps_of(peer, 576, amp, given.steps),
             }
             parts[str(width)] = pieces(config, amp)
-            works[PEER]()  # with the pieces, the warm-up
+            works[PEER]()  # the warm-up, together with the pieces
             times = alternately(works, given.rounds, warm_up=False)
             parts[str(width)] |= {f"in the whole step: {name}": statistics.median(s) for name, s in beside.items()}
-            for name, turns in times.items():
-                per_step = [t / given.steps for t in turns]
-                ratio = statistics.median(t / limit for t, limit in zip(turns, times[PLAIN], strict=True))
-                row = {"width": width, "name": name, "median_s": statistics.median(per_step), "ratio": ratio}
-                rows.append(row | {"min_s": min(per_step), "max_s": max(per_step)})
+            per_step = {name: [t / given.steps for t in turns] for name, turns in times.items()}
+            rows += [{"width": width, **row} for row in summary(per_step, PLAIN)]
     dtype = "bfloat16" if amp else "float32"
-    held = record("whole_step", rows, packages=("monai",), device=device.type, dtype=dtype, pieces=parts)
+    held = record("whole_step", rows, packages=("monai",), device=device, dtype=dtype, pieces=parts)
     print(table(held))
 
 

@@ -1,9 +1,9 @@
-"""A large image on several Dask workers beside one process: the same result, and how the time falls.
+"""A large image on several Dask workers compared with one process: the same result, in less time.
 
     python -m benchmarks.workers [--size 2500] [--width 16] [--workers 1 2 4]
 
-Every process has one thread, the one without Dask too. A worker's start (its imports) is told apart. On a machine with
-fewer cores than workers the time cannot fall further: what is above it then is Dask's overhead.
+Every process has one thread, including the one without Dask. The start-up of the workers (their imports) is listed
+separately. If there are more workers than cores, the time cannot become shorter: any increase is the overhead of Dask.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import zarr
 from distributed import LocalCluster
 
 from benchmarks.larger_than_memory import network_of
-from benchmarks.peers import markdown, record
-from monai_unet.data.large.predict import predict_large_image
+from benchmarks.peers import channels, fast_bfloat16, markdown, record
+from monai_unet.data.large import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.transforms import LabelInstances
 
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    amp = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    network = network_of([given.width * 2**level for level in range(5)])
+    amp = fast_bfloat16(torch.device("cpu"))
+    network = network_of(channels(given.width))
     inferer, label = OverlapTileInferer(388, amp=amp), LabelInstances(min_size=300, grow=6)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,13 +59,13 @@ def main() -> None:
         for count in given.workers:
             start = time.perf_counter()
             with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster:
-                cluster.get_client().run(network_of, [2, 4])  # the workers import what they will need
+                cluster.get_client().run(network_of, [2, 4])  # the workers do their imports
                 started = time.perf_counter() - start
                 seconds = predict(f"with {count}", cluster.scheduler_address)
             found = zarr.open_group(folder / f"with {count}", mode="r")
             for array, one in zip(ARRAYS, expected, strict=True):
                 if not np.array_equal(found[array][:], one):
-                    raise SystemExit(f"{array} with {count} workers is not that of one process")
+                    raise SystemExit(f"{array} with {count} workers differs from one process")
             rows.append({"workers": count, "seconds": seconds, "speedup": alone / seconds, "start_s": started})
     facts = {"size": given.size, "width": given.width, "dtype": "bfloat16" if amp else "float32"}
     print(table(record("workers", rows, packages=("dask", "zarr"), cores=os.cpu_count(), **facts)))
@@ -84,7 +84,7 @@ def table(held: dict[str, Any]) -> str:
     return (
         f"{held['size']}², {held['width']} channels at the top, {held['dtype']}, instances included; {held['cores']} "
         f"cores, {held['hardware']} each. All results are equal bit for bit.\n\n"
-        + markdown(["workers", "s", "speed-up", "start of the workers, s"], rows)
+        + markdown(["workers", "s", "speed-up", "start-up of the workers, s"], rows)
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong in the benchmarks themselves: turns, ratios, and the peers that ours is compared with."""
+"""The benchmarks themselves: turns, ratios, and the agreement of the peers with ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_without_a_warm_up_all_turns_count() -> None:
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
 
 
-def test_a_work_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_works_are_timed_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
     works = {"short": lambda: now.__setitem__(0, now[0] + 1), "long": lambda: now.__setitem__(0, now[0] + 5)}
@@ -44,11 +44,11 @@ def test_a_peer_that_is_not_installed_is_left_out(capsys: pytest.CaptureFixture[
 
     assert peers.available({"there": lambda: 1, "peer's": missing}) == {"there": 1}
     assert capsys.readouterr().out == (
-        "peer's is left out, it does not import (No module named 'peer'): pip install \"monai_unet[peers]\"\n"
+        "peer's is left out, its import failed (No module named 'peer'): pip install \"monai_unet[peers]\"\n"
     )
 
 
-def test_record_is_what_is_read_back(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_can_be_read_back(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "RESULTS", tmp_path)
     held = peers.record("mine", [{"size": 3}], packages=("numpy", "no such package"), target=2)
     assert json.loads((tmp_path / "mine.json").read_text()) == held
@@ -132,10 +132,10 @@ def test_a_mirrored_image_is_folded_and_a_label_left_behind_is_off() -> None:
 
 
 @pytest.mark.parametrize(("size", "order"), [((64, 48), 1), ((64, 48), 3), ((24, 20, 16), 1)])
-def test_our_deformation_moves_label_and_image_alike(
+def test_our_deformation_is_the_same_for_label_and_image(
     size: tuple[int, ...], order: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elastic, "SIGMA", 1.0)  # so little that what is compared reads nothing beyond the edge
+    monkeypatch.setattr(elastic, "SIGMA", 1.0)  # so small that nothing beyond the edge is read
     out = elastic.ours(elastic.numbered(size), order)()
     read = elastic.field(out, size)
     assert read["label_off"] < 0.6
@@ -156,7 +156,7 @@ def test_the_target_is_over_the_peers_whose_field_does_not_fold() -> None:
     assert elastic.target({"rows": rows[:1]}, (572, 572), 1) == "572², bilinear: no peer"
 
 
-def test_the_weight_maps_table_tells_what_was_estimated_and_what_not_run() -> None:
+def test_the_table_of_weight_maps_marks_estimates_and_peers_that_were_not_run() -> None:
     about = {"size": (512, 512), "objects": 2000}
     rows = [
         {**about, "name": weight_map.OURS, "how": "measured", "median_s": 0.5, "ratio": 1},

@@ -1,4 +1,4 @@
-"""The command behind the paper's tables: what it runs, where it goes on, what it writes. The bundles are not run."""
+"""The command behind the paper's tables: its runs, its resumption and its output. The bundles are not run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from benchmarks import paper_tables
 
 
 class Bundles:
-    """Stands in for `python -m monai.bundle run`, at 120 s a run: notes what is asked for, writes what an evaluation
-    would."""
+    """A stand-in for `python -m monai.bundle run`, at 120 s a run: records the options, and writes scores."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[list[str], dict[str, Any]]] = []
@@ -48,7 +47,7 @@ def bundles(tmp_path, monkeypatch) -> Bundles:
     return stand_in
 
 
-def test_trains_for_the_minutes_given_then_scores_also_what_was_never_trained_on(bundles, tmp_path):
+def test_trains_for_the_given_minutes_then_scores_both_sequences(bundles, tmp_path):
     record = paper_tables.reproduce("hela", width=32, minutes=20, seed=7, work=tmp_path / "work")
     (train, options), *evaluations = bundles.runs
     assert train == ["train", "compact"]
@@ -66,7 +65,7 @@ def test_the_paper_s_width_takes_the_paper_s_configuration(bundles, tmp_path):
     assert bundles.runs[0][1]["amp"] is True
 
 
-def test_interrupted_it_goes_on_where_it_was(bundles, tmp_path):
+def test_an_interrupted_command_resumes(bundles, tmp_path):
     bundles.fail = "train"
     with pytest.raises(KeyboardInterrupt):
         paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work")
@@ -78,11 +77,11 @@ def test_interrupted_it_goes_on_where_it_was(bundles, tmp_path):
     record = paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work")
     assert [configs[0] for configs, _ in bundles.runs] == ["train", "train", "evaluate", "evaluate", "evaluate"]
     assert record["training_s"] == 2 * 120, "both attempts' time, and no evaluation's"
-    with pytest.raises(SystemExit, match="is of another training.*Name another --work, or remove that folder"):
+    with pytest.raises(SystemExit, match="belongs to another training run.*Choose another --work, or remove it"):
         paper_tables.reproduce("hela", width=32, minutes=30, seed=0, work=tmp_path / "work")
 
 
-def test_the_table_sets_ours_beside_the_paper_s(bundles, tmp_path):
+def test_the_table_has_ours_next_to_the_paper_s(bundles, tmp_path):
     for seed in (0, 1):
         paper_tables.reproduce("hela", width=32, minutes=20, seed=seed, work=tmp_path / f"work{seed}")
     text = paper_tables.document()

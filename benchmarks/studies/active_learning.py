@@ -1,12 +1,12 @@
-"""Correction loop of MONAI Label, simulated with real labels: the next case by uncertainty, or at random.
+"""Active learning with MONAI Label, simulated with real labels: the next case by uncertainty, or at random.
 
-    python -m benchmarks.active_learning --dataset_dir DIR [--seeds 0 1 2] [--rounds 5] [--steps 100]
+    python -m benchmarks.studies.active_learning --dataset_dir DIR [--seeds 0 1 2] [--rounds 5] [--steps 100]
 
-For each seed: 5 annotated cases of the hippocampus set, a model trained on them for four times the steps, then in each
-round the next case of 30 by each of the two strategies, its label added, training continued. After each round the Dice
-on the set's test list. The uncertainty is the app's: the variance over what the training mirrors, left and right.
-Each seed is written to benchmarks/results/active_learning.json after every round, beside what that holds of other seeds
-with the same settings (so seeds may run side by side), and drawn to docs/pictures/active_learning.png at its end.
+For each seed, a model is trained on 5 annotated cases of the hippocampus set for four times the steps. In each round,
+each of the two strategies chooses the next of 30 cases, its label is added, and training continues. The Dice on the
+test list is computed after each round. The uncertainty is that of the app: the variance over what training mirrors,
+left and right. Results are written to benchmarks/results/active_learning.json after every round, next to those of other
+seeds with the same settings (so that seeds can run in parallel), and drawn to docs/pictures/active_learning.png.
 """
 
 from __future__ import annotations
@@ -23,27 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
-import torch
 from monai.bundle import ConfigParser
 
-from benchmarks.training_step import hardware
+from benchmarks.peers import RESULTS, best_device, hardware
 from monai_unet.datasets import datalist
 from monai_unet.networks import load_network
 from monai_unet.symmetries import symmetry_variance
 from monai_unet.tracking.provenance import code_version
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "hippocampus_segmentation"
-RESULT = Path(__file__).parent / "results" / "active_learning.json"
+BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation"
+RESULT = RESULTS / "active_learning.json"
 PICTURE = BUNDLE.parents[1] / "docs" / "pictures" / "active_learning.png"
 START = 5
 STRATEGIES = ("uncertainty", "random")
 LEFT_RIGHT = (0,)
-#: a whole volume in one tile, bfloat16 where the processor has it: the result is the same to rounding
+#: a whole volume in one tile, in bfloat16 if the processor supports it: up to rounding, the result is the same
 FAST = {"tile_size": "$None", "amp": "$torch.ops.mkldnn._is_mkldnn_bf16_supported()"}
 
 
 def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> None:
-    """One round as MONAI Label's: on from folder/model.pt where there is one, which is then replaced."""
+    """Train one round as MONAI Label does: start from folder/model.pt if it exists, and replace it."""
     configs = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "compact")]
     parser = ConfigParser()
     parser.read_config(configs)
@@ -68,7 +67,7 @@ def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> N
 
 
 def dice(folder: Path, options: argparse.Namespace) -> float:
-    """By the bundle's evaluation, without its distances and pictures, which take longer than the Dice."""
+    """Run the evaluation of the bundle, without distances and pictures, which take longer than the Dice."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "evaluate.yaml"))
     handlers = [handler for handler in parser["handlers"] if "Pictures" not in str(handler)]
@@ -86,7 +85,7 @@ def dice(folder: Path, options: argparse.Namespace) -> float:
 
 
 def least_sure(folder: Path, pool: list[dict[str, Any]]) -> dict[str, Any]:
-    """As label/app/lib/uncertainty.py scores them."""
+    """Score cases as label/app/lib/uncertainty.py does."""
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
     parser.update(FAST)
@@ -100,7 +99,7 @@ def least_sure(folder: Path, pool: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def learn(seed: int, options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, float]]:
-    """(strategy, Dice) of one seed, round by round; both strategies go on from the same first model."""
+    """Yield (strategy, Dice) of one seed, round by round; both strategies start from the same first model."""
     cases = datalist(options.dataset_dir, "training")
     random.Random(seed).shuffle(cases)
     first, candidates = cases[:START], cases[START : START + options.pool]
@@ -141,15 +140,14 @@ def means(curves: dict[str, dict[str, list[float]]], strategy: str) -> list[floa
 
 
 def keep(seed: int, curves: dict[str, list[float]], settings: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Write the seed's curves beside those of other seeds, and return all that have come to their end."""
+    """Write the curves of a seed next to those of other seeds, and return all that are complete."""
     held = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     others = held["dice"] if held.get("settings") == settings else {}
     dice = dict(sorted({**others, f"{seed}": curves}.items()))
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = {"settings": settings, "dice": dice, "hardware": hardware(where), "versions": code_version()}
+    record = {"settings": settings, "dice": dice, "hardware": hardware(best_device()), "versions": code_version()}
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    ended = settings["rounds"] + 1
-    return {key: of_seed for key, of_seed in dice.items() if all(len(curve) == ended for curve in of_seed.values())}
+    length = settings["rounds"] + 1
+    return {key: of_seed for key, of_seed in dice.items() if all(len(curve) == length for curve in of_seed.values())}
 
 
 def main() -> None:

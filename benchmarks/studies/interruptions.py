@@ -1,12 +1,12 @@
-"""What it costs a training to lose nothing: checkpoints, guards and seeding, as a share of its steps.
+"""The cost of resumable training: checkpoints, guards and seeding, as a share of the time of the steps.
 
-    python -m benchmarks.interruptions [--folder DIR]
+    python -m benchmarks.studies.interruptions [--folder DIR]
 
 Per step: seeding torch, drawing and seeding an item, checking the loss, timed over 1,000 of each. Per epoch: one
-checkpoint of the EM bundle's network and optimizer, written and synced to the folder, median of 5; the paper's recipe
-(64 channels at the top, SGD, 500 steps) and the compact one (32, Adam, 100 steps). The share is of the steps in
-benchmarks/results/training_step.json, which must have been measured on the same machine. Written to
-benchmarks/results/interruptions.json.
+checkpoint of the network and optimizer of the EM bundle, written and synced to the folder, median of 5, with the
+paper's recipe (64 channels at the top, SGD, 500 steps) and the compact one (32, Adam, 100 steps). The time of the steps
+is that in benchmarks/results/training_step.json, which must have been measured on the same machine. Results are written
+to benchmarks/results/interruptions.json.
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ import torch
 from monai.data import Dataset
 from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
 
-from benchmarks.training_step import RESULT as STEPS
-from benchmarks.training_step import hardware
+from benchmarks.peers import RESULTS, channels, record
 from monai_unet.networks import ValidUNet
-from monai_unet.tracking.provenance import code_version
 from monai_unet.training import BestCheckpoint, Checkpoints, SeededDataset, SeededSampler
 from monai_unet.training.seeding import seed_step
 from monai_unet.transforms import RandElasticDeformationd
 
-RESULT = STEPS.with_name("interruptions.json")
 RECIPES = {
     "paper": (64, torch.optim.SGD, {"lr": 1e-3, "momentum": 0.99}, 500),
     "compact": (32, torch.optim.Adam, {"lr": 1e-3}, 100),
@@ -63,7 +60,7 @@ def per_step() -> float:
 
 
 def per_checkpoint(top: int, kind: type[torch.optim.Optimizer], options: dict[str, float], folder: Path) -> float:
-    network = ValidUNet(2, 1, 2, [top * 2**level for level in range(5)])
+    network = ValidUNet(2, 1, 2, channels(top))
     optimizer = kind(network.parameters(), **options)
     for weight in network.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -93,17 +90,16 @@ def main() -> None:
     folder = parser.parse_args().folder
     step_s = per_step()
     print(f"per step {1e6 * step_s:.0f} µs")
-    steps = {(row["features"][0], row["dtype"]): row["median_s"] for row in json.loads(STEPS.read_text())["rows"]}
+    steps = json.loads((RESULTS / "training_step.json").read_text())["rows"]
     rows = []
     for recipe, (top, kind, options, length) in RECIPES.items():
         with tempfile.TemporaryDirectory(dir=folder) as name:
             save_s = per_checkpoint(top, kind, options, Path(name))
-        fastest = min(value for (features, _), value in steps.items() if features == top)
+        fastest = min(row["median_s"] for row in steps if row["features"][0] == top)
         share = (step_s + save_s / length) / fastest
         rows.append({"recipe": recipe, "checkpoint_s": save_s, "steps": length, "step_s": fastest, "share": share})
         print(f"{recipe:<8}: a checkpoint {save_s:.2f} s every {length} steps of {fastest:.2f} s: {100 * share:.2f} %")
-    record = {"hardware": hardware(torch.device("cpu")), "versions": code_version(), "per_step_s": step_s, "rows": rows}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    record("interruptions", rows, per_step_s=step_s)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Cost of MLflow tracking on a training step: what the training's own thread pays, and what the sending thread takes.
+"""Cost of MLflow tracking per training step, in the training thread and in the thread that sends.
 
-    python -m benchmarks.tracking_cost
+    python -m benchmarks.studies.tracking_cost
 
-Processor time, not wall time: it is the same on a busy machine. Loss and learning rate of 1,000 steps are logged by
-`monai_unet.tracking.Tracking`, with an SQLite store (the dearest: the training's process does the store's work),
-and by MONAI's MLFlowHandler with the same store. Then the sender sends, ten times, what the steps of 10 seconds leave,
-system metrics included: it wakes every 10 seconds. The shares are of the shortest step that training_step.json tells,
-and of one of 0.1 s. Printed, and written to benchmarks/results/tracking_cost.json.
+Processor time is measured, which unlike wall time does not depend on other load. Loss and learning rate of 1,000 steps
+are logged by `monai_unet.tracking.Tracking` to an SQLite store (the most expensive one: the training process does the
+work of the store), and by MONAI's MLFlowHandler to the same store. Then the sender, which wakes every 10 seconds, sends
+the metrics of 10 seconds ten times, system metrics included. Shares are given for the shortest step in
+training_step.json and for one of 0.1 s. Results are printed and written to benchmarks/results/tracking_cost.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -25,18 +24,16 @@ from unittest import mock
 import torch
 from monai.handlers import MLFlowHandler
 
-from benchmarks.training_step import hardware
+from benchmarks.peers import RESULTS, record
 from monai_unet.tracking import Tracking
 from monai_unet.tracking.journal import Journal
-from monai_unet.tracking.provenance import code_version
 from monai_unet.tracking.sending import Sender
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = 1000
 
 
 def engine() -> Any:
-    """What a handler sees of a trainer."""
+    """A stand-in for a trainer, with the attributes that handlers use."""
     weights = torch.nn.Parameter(torch.zeros(1))
     state = SimpleNamespace(
         iteration=0, epoch=0, max_epochs=1, epoch_length=STEPS, output=[{"loss": torch.tensor(0.5)}]
@@ -85,17 +82,11 @@ def main() -> None:
     for seconds, share in shares.items():
         sent = f"{sending[seconds] * 1e3:.0f} ms per 10 s in the sending thread"
         print(f"steps of {seconds:.2f} s: {sent}, {share:.2%} of the time in all")
-    record = {
-        "hardware": hardware(torch.device("cpu")),
-        "versions": code_version(),
-        "training_thread_s_per_step": training,
-        "monai_handler_s_per_step": monai,
-        "rows": [
-            {"step_s": seconds, "sending_thread_s_per_10_s": sending[seconds], "share": share}
-            for seconds, share in shares.items()
-        ],
-    }
-    (RESULTS / "tracking_cost.json").write_text(json.dumps(record, indent=1) + "\n")
+    rows = [
+        {"step_s": seconds, "sending_thread_s_per_10_s": sending[seconds], "share": share}
+        for seconds, share in shares.items()
+    ]
+    record("tracking_cost", rows, training_thread_s_per_step=training, monai_handler_s_per_step=monai)
 
 
 if __name__ == "__main__":
