@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 __all__ = ["TilePlan", "choose_tile", "pass_bytes"]
@@ -163,32 +163,25 @@ def pass_bytes(network: Any, tile: Sequence[int], batch: int = 1, itemsize: int 
     n = [t + 2 * network.margin for t in tile]
     kept = peak = network.in_channels * math.prod(n)  # kept for later: the input, then the skips too
     skips: list[int] = []
-
-    def convolutions(features: int, before: int) -> int:
-        """Two convolutions of a block of ``before`` values, which is kept until both have run."""
-        nonlocal n, peak
-        first = 0
-        for _ in range(2):
-            n = [i - 2 for i in n]
-            second = features * math.prod(n)
-            peak = max(peak, kept + before + first + second)
-            first = second
-        return first
-
-    current = 0
-    for level, features in enumerate(network.features):
-        if level:
+    current, bottom = 0, len(network.features) - 1  # current: the input of the next convolutions
+    for level, features in enumerate((*network.features, *network.features[-2::-1])):
+        if level > bottom:
+            n = [2 * i for i in n]
+            up = features * math.prod(n)
+            peak = max(peak, kept + current + up, kept + 3 * up)  # the concatenation [up, skip] besides up
+            kept -= skips.pop()
+            current = 3 * up
+        elif level:
             n = [i // 2 for i in n]
             current = network.features[level - 1] * math.prod(n)
-        current = convolutions(features, current)
-        skips.append(current)
-        kept += current
-    kept -= skips.pop()
-    for features, _ in reversed(list(pairwise(network.features))):
-        n = [2 * i for i in n]
-        up = features * math.prod(n)
-        peak = max(peak, kept + current + up, kept + 3 * up)  # the concatenation [up, skip] besides up
-        kept -= skips.pop()
-        current = convolutions(features, 3 * up)
+        before = after = 0
+        for _ in range(2):
+            n = [i - 2 for i in n]
+            before, after = after, features * math.prod(n)
+            peak = max(peak, kept + current + before + after)
+        current = after
+        if level < bottom:
+            skips.append(current)
+            kept += current
     peak = max(peak, kept + current + network.out_channels * math.prod(n))
     return batch * itemsize * peak

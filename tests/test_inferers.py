@@ -18,13 +18,17 @@ NET2 = ValidUNet(2, 2, 3, (3, 4, 5, 6, 7)).eval()
 NET3 = ValidUNet(3, 1, 2, (2, 3, 4)).eval()  # depth 2: margin 20, multiple 4
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 def whole(x: torch.Tensor, network) -> torch.Tensor:
     """Slow oracle: numpy's multi-bounce mirror, one pass, cropped."""
     m, size = network.margin, x.shape[2:]
     pads = [(0, 0), (0, 0), *((m, network.input_size(n) - m - n) for n in size)]
-    mode = {"mode": "reflect"}
-    with torch.no_grad():
-        y = network(torch.from_numpy(np.pad(x.numpy(), pads, **mode)))
+    y = network(torch.from_numpy(np.pad(x.numpy(), pads, mode="reflect")))
     return y[(..., *(slice(0, n) for n in size))]
 
 
@@ -32,8 +36,7 @@ def whole(x: torch.Tensor, network) -> torch.Tensor:
 @pytest.mark.parametrize("tile", [20, 68, (36, 132), None])
 def test_tiled_equals_whole_in_2d(size, tile):
     x = torch.rand(2, 2, *size)
-    with torch.no_grad():
-        y = OverlapTileInferer(tile, sw_batch_size=3)(x, NET2)
+    y = OverlapTileInferer(tile, sw_batch_size=3)(x, NET2)
     assert y.shape == (2, 3, *size)
     torch.testing.assert_close(y, whole(x, NET2), atol=1e-5, rtol=1e-5)
 
@@ -42,18 +45,16 @@ def test_tiled_equals_whole_in_2d(size, tile):
 @pytest.mark.parametrize("tile", [8, (4, 12, 20), None])
 def test_tiled_equals_whole_in_3d(size, tile):
     x = torch.rand(1, 1, *size)
-    with torch.no_grad():
-        y = OverlapTileInferer(tile, sw_batch_size=2)(x, NET3)
+    y = OverlapTileInferer(tile, sw_batch_size=2)(x, NET3)
     torch.testing.assert_close(y, whole(x, NET3), atol=1e-5, rtol=1e-5)
 
 
 def test_abutting_tiles_off_the_multiple_would_differ():
     """The trap the stride avoids: tiles of 36 set side by side, 36 ≡ 4 mod 16, are another image."""
     x = torch.rand(1, 2, 72, 36)
-    with torch.no_grad():
-        y = OverlapTileInferer(36)(x, NET2)
-        padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (92, 92), (92, 92)], mode="reflect"))
-        abutting = torch.cat([NET2(padded[:, :, :220]), NET2(padded[:, :, 36:256])], dim=2)
+    y = OverlapTileInferer(36)(x, NET2)
+    padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (92, 92), (92, 92)], mode="reflect"))
+    abutting = torch.cat([NET2(padded[:, :, :220]), NET2(padded[:, :, 36:256])], dim=2)
     torch.testing.assert_close(y[:, :, :36], abutting[:, :, :36], atol=1e-5, rtol=1e-5)
     assert (y[:, :, 36:] - abutting[:, :, 36:]).abs().max() > 1e-3
 
@@ -66,9 +67,8 @@ def test_a_tile_that_is_mirrored_as_a_whole():
 
 def test_replicate_padding_repeats_the_edge():
     x = torch.rand(1, 2, 12, 12)
-    with torch.no_grad():
-        y = OverlapTileInferer(padding_mode="replicate")(x, NET2)
-        expected = NET2(torch.nn.functional.pad(x, (92, 100, 92, 100), mode="replicate"))[..., :12, :12]
+    y = OverlapTileInferer(padding_mode="replicate")(x, NET2)
+    expected = NET2(torch.nn.functional.pad(x, (92, 100, 92, 100), mode="replicate"))[..., :12, :12]
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -82,12 +82,10 @@ def test_averaging_over_the_symmetries_of_a_square(averaging, count):
         if averaging == "mirror" and turns % 2:
             continue
         image = torch.rot90(padded.flip(3) if mirrored else padded, turns, (2, 3))
-        with torch.no_grad():
-            y = torch.rot90(NET2(image), -turns, (2, 3))
+        y = torch.rot90(NET2(image), -turns, (2, 3))
         outputs.append(y.flip(3) if mirrored else y)
     assert len(outputs) == count
-    with torch.no_grad():
-        y = OverlapTileInferer(averaging=averaging)(x, NET2)
+    y = OverlapTileInferer(averaging=averaging)(x, NET2)
     torch.testing.assert_close(y, torch.stack(outputs).mean(0), atol=1e-5, rtol=1e-5)
 
 
@@ -99,10 +97,9 @@ def test_averaging_is_seamless_and_counts_48_in_3d():
         return NET3(x)
 
     x = torch.rand(1, 1, 9, 12, 7)
-    with torch.no_grad():
-        tiled = OverlapTileInferer((4, 8, 4), averaging="all")(x, NET3)
-        one = OverlapTileInferer(16, averaging="all")(x, NET3)
-        OverlapTileInferer(8, averaging="all", margin=20, multiple=4)(torch.rand(1, 1, 8, 8, 8), counted)
+    tiled = OverlapTileInferer((4, 8, 4), averaging="all")(x, NET3)
+    one = OverlapTileInferer(16, averaging="all")(x, NET3)
+    OverlapTileInferer(8, averaging="all", margin=20, multiple=4)(torch.rand(1, 1, 8, 8, 8), counted)
     torch.testing.assert_close(tiled, one, atol=1e-5, rtol=1e-5)
     assert len(calls) == 48
 
@@ -110,25 +107,22 @@ def test_averaging_is_seamless_and_counts_48_in_3d():
 def test_an_averaged_symmetric_image_is_symmetric():
     x = torch.rand(1, 2, 20, 20)
     x = x + x.flip(3)
-    with torch.no_grad():
-        y = OverlapTileInferer(averaging="mirror")(x, NET2)
+    y = OverlapTileInferer(averaging="mirror")(x, NET2)
     torch.testing.assert_close(y, y.flip(3), atol=1e-5, rtol=1e-5)
 
 
 def test_a_stack_is_segmented_page_by_page():
     x = torch.rand(2, 2, 3, 21, 30)
-    with torch.no_grad():
-        y = OverlapTileInferer(20)(x, NET2)
-        pages = [OverlapTileInferer(20)(x[:, :, z], NET2) for z in range(3)]
+    y = OverlapTileInferer(20)(x, NET2)
+    pages = [OverlapTileInferer(20)(x[:, :, z], NET2) for z in range(3)]
     torch.testing.assert_close(y, torch.stack(pages, dim=2))
 
 
 def test_the_output_may_be_a_file(tmp_path):
     x = torch.rand(1, 2, 3, 50, 40)
     file = np.memmap(tmp_path / "out.raw", np.float32, "w+", shape=(1, 3, 3, 50, 40))
-    with torch.no_grad():
-        result = OverlapTileInferer(20)(x, NET2, out=torch.from_numpy(file))
-        expected = OverlapTileInferer(20)(x, NET2)
+    result = OverlapTileInferer(20)(x, NET2, out=torch.from_numpy(file))
+    expected = OverlapTileInferer(20)(x, NET2)
     assert result.data_ptr() == torch.from_numpy(file).data_ptr()
     file.flush()
     assert np.array_equal(np.fromfile(tmp_path / "out.raw", np.float32).reshape(expected.shape), expected.numpy())
@@ -150,7 +144,7 @@ def test_memory_beside_input_and_output_does_not_grow_with_the_image():
     peaks = []
     for n in (80, 400):
         x, out = torch.rand(1, 1, n, n), torch.empty(1, 2, n, n)
-        with torch.no_grad(), Largest(x, out) as watch:
+        with Largest(x, out) as watch:
             OverlapTileInferer(20)(x, ValidUNet(2, 1, 2, (1, 1, 1)).eval(), out=out)
         peaks.append(watch.bytes)
     assert peaks[0] == peaks[1] < 80 * 80 * 4
@@ -158,10 +152,9 @@ def test_memory_beside_input_and_output_does_not_grow_with_the_image():
 
 def test_the_margin_is_found_through_wrappers():
     x = torch.rand(1, 2, 30, 30)
-    with torch.no_grad():
-        expected = OverlapTileInferer(20)(x, NET2)
-        for wrapped in (torch.nn.DataParallel(NET2), torch.compile(NET2, backend="eager")):
-            torch.testing.assert_close(OverlapTileInferer(20)(x, wrapped), expected, atol=1e-5, rtol=1e-5)
+    expected = OverlapTileInferer(20)(x, NET2)
+    for wrapped in (torch.nn.DataParallel(NET2), torch.compile(NET2, backend="eager")):
+        torch.testing.assert_close(OverlapTileInferer(20)(x, wrapped), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_plain_callable_tells_its_margin_by_argument():
@@ -179,10 +172,9 @@ def test_dtypes_and_meta_data_survive():
     x = torch.rand(1, 2, 20, 20)
     double = ValidUNet(2, 2, 3, (2, 3)).double().eval()
     meta = MetaTensor(x, affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])), meta={"filename_or_obj": "cell.tif"})
-    with torch.no_grad():
-        assert OverlapTileInferer()(x.double(), double).dtype == torch.float64
-        half = OverlapTileInferer(amp=True)(x, NET2)
-        y = OverlapTileInferer()(meta, NET2)
+    assert OverlapTileInferer()(x.double(), double).dtype == torch.float64
+    half = OverlapTileInferer(amp=True)(x, NET2)
+    y = OverlapTileInferer()(meta, NET2)
     assert half.dtype == torch.float32
     assert half.sub(y.as_tensor()).abs().max() < 0.1 * y.abs().max()
     assert y.meta["filename_or_obj"] == "cell.tif"
@@ -205,18 +197,16 @@ def test_a_meta_tensor_s_result_has_the_logits_dtype_and_the_asked_for_device(dt
 
 def test_training_tiles_pass_once_in_bfloat16_where_asked():
     x = torch.rand(1, 2, 188, 188)
-    with torch.no_grad():
-        assert TileInferer(amp=True)(x, NET2).dtype == torch.bfloat16
-        assert TileInferer(amp="True")(x, NET2).dtype == torch.bfloat16, "from a command line"
-        assert TileInferer(amp="false")(x, NET2).dtype == torch.float32
-        assert TileInferer()(x, NET2).dtype == torch.float32
+    assert TileInferer(amp=True)(x, NET2).dtype == torch.bfloat16
+    assert TileInferer(amp="True")(x, NET2).dtype == torch.bfloat16, "from a command line"
+    assert TileInferer(amp="false")(x, NET2).dtype == torch.float32
+    assert TileInferer()(x, NET2).dtype == torch.float32
 
 
 def test_progress_is_shown_when_asked(capfd):
-    with torch.no_grad():
-        OverlapTileInferer(20, progress=True)(torch.rand(1, 2, 40, 40), NET2)
-        shown = capfd.readouterr().err
-        OverlapTileInferer(20)(torch.rand(1, 2, 40, 40), NET2)
+    OverlapTileInferer(20, progress=True)(torch.rand(1, 2, 40, 40), NET2)
+    shown = capfd.readouterr().err
+    OverlapTileInferer(20)(torch.rand(1, 2, 40, 40), NET2)
     assert "tiles: 100%" in shown
     assert capfd.readouterr().err == ""
 
@@ -226,10 +216,7 @@ def test_progress_is_shown_when_asked(capfd):
 
 def test_a_tile_size_the_network_cannot_give_is_rounded_with_a_word():
     x = torch.rand(1, 2, 40, 40)
-    with (
-        pytest.warns(UserWarning, match="tile_size 24 is not an output size of the network; 36 is used"),
-        torch.no_grad(),
-    ):
+    with pytest.warns(UserWarning, match="tile_size 24 is not an output size of the network; 36 is used"):
         y = OverlapTileInferer(24)(x, NET2)
     torch.testing.assert_close(y, whole(x, NET2), atol=1e-5, rtol=1e-5)
 

@@ -23,6 +23,12 @@ NET = ValidUNet(2, 1, 2, (3, 4, 5)).eval()  # margin 20, multiple 4
 PAPER = ValidUNet(2, 1, 2, (1, 1, 1, 1, 1)).eval()  # margin 92, multiple 16: what sizes ask of it
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 class Living(TorchDispatchMode):
     """Slow oracle: the bytes of all tensors that live at once, as they are made and dropped."""
 
@@ -61,7 +67,7 @@ class Living(TorchDispatchMode):
 def test_counted_memory_is_what_lives(network, tile):
     network.eval()
     x = torch.rand(2, network.in_channels, *(t + 2 * network.margin for t in tile))
-    with torch.no_grad(), Living() as living:
+    with Living() as living:
         network(x)
     assert pass_bytes(network, tile, batch=2) == living.peak + x.nbytes
     assert pass_bytes(network, tile, batch=2, itemsize=2) == pass_bytes(network, tile, batch=2) // 2
@@ -139,10 +145,9 @@ def test_the_inferer_tells_its_plan_and_keeps_to_it(monkeypatch):
     x = torch.rand(1, 1, 100, 150)
     plan = inferer.plan(x.shape, spy)
     shapes.clear()  # a pass has been measured
-    with torch.no_grad():
-        y = inferer(x, spy)
-        given = OverlapTileInferer(plan.tile)(x, spy)
-        expected = OverlapTileInferer(152)(x, spy)
+    y = inferer(x, spy)
+    given = OverlapTileInferer(plan.tile)(x, spy)
+    expected = OverlapTileInferer(152)(x, spy)
     assert plan.tiles > 1
     assert shapes[: plan.tiles] == [tuple(t + 40 for t in plan.tile)] * plan.tiles
     assert torch.equal(y, given), "bit for bit"
@@ -214,38 +219,32 @@ def test_a_tile_is_halved_once_and_the_rest_goes_on(error, tile):
     x = torch.rand(2, 1, 130, 97)
     small = Small(NET, 110**2, error)
     inferer = OverlapTileInferer(tile, sw_batch_size=2, memory=1)
-    with torch.no_grad():
-        expected = OverlapTileInferer(132)(x, NET)
-        with pytest.warns(UserWarning, match=r"out of memory with a tile of \(\d+, 100\) \(.*2.00 GiB\.\); halved to"):
-            y = inferer(x, small)
+    expected = OverlapTileInferer(132)(x, NET)
+    with pytest.warns(UserWarning, match=r"out of memory with a tile of \(\d+, 100\) \(.*2.00 GiB\.\); halved to"):
+        y = inferer(x, small)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     assert sum(prod(shape) > 110**2 for shape in small.shapes) == 1, "no second try at what has failed"
 
 
-def test_halved_more_than_once_and_in_3d():
-    x = torch.rand(1, 1, 20, 17, 25)
-    network = ValidUNet(3, 1, 2, (2, 3)).eval()  # multiple 2, margin 8
-    small = Small(network, 24**3, MemoryError("none"))
-    with torch.no_grad(), pytest.warns(UserWarning, match="halved to (13|6)$"):
-        y = OverlapTileInferer(26)(x, small)
-    with torch.no_grad():
-        torch.testing.assert_close(y, OverlapTileInferer(26)(x, network), atol=1e-5, rtol=1e-5)
-
-
-def test_halved_down_to_the_smallest_piece():
-    x = torch.rand(1, 1, 100, 60)
-    small = Small(PAPER, 205**2, MemoryError("none"))  # 20 + 2 · 92 passes, 36 does not
-    with torch.no_grad(), pytest.warns(UserWarning, match="halved to (50|32)$"):
-        y = OverlapTileInferer(100)(x, small)
-    with torch.no_grad():
-        torch.testing.assert_close(y, OverlapTileInferer(100)(x, PAPER), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("network", "size", "tile", "room", "limits"),
+    [
+        (ValidUNet(3, 1, 2, (2, 3)).eval(), (20, 17, 25), 26, 24**3, "13|6"),  # multiple 2, margin 8
+        (PAPER, (100, 60), 100, 205**2, "50|32"),  # down to the smallest piece: 20 + 2 · 92 passes, 36 does not
+    ],
+)
+def test_halved_more_than_once(network, size, tile, room, limits):
+    x = torch.rand(1, 1, *size)
+    with pytest.warns(UserWarning, match=f"halved to ({limits})$"):
+        y = OverlapTileInferer(tile)(x, Small(network, room, MemoryError("none")))
+    torch.testing.assert_close(y, OverlapTileInferer(tile)(x, network), atol=1e-5, rtol=1e-5)
 
 
 def test_what_cannot_be_halved_is_raised():
     x = torch.rand(1, 1, 60, 60)
-    with pytest.warns(UserWarning, match="halved"), pytest.raises(MemoryError, match="none at all"), torch.no_grad():
+    with pytest.warns(UserWarning, match="halved"), pytest.raises(MemoryError, match="none at all"):
         OverlapTileInferer(60)(x, Small(NET, 0, MemoryError("none at all")))
-    with pytest.raises(RuntimeError, match="another matter"), torch.no_grad():
+    with pytest.raises(RuntimeError, match="another matter"):
         OverlapTileInferer(60)(x, Small(NET, 0, RuntimeError("another matter")))
 
 

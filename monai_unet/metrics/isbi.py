@@ -25,7 +25,8 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
-Counts = Callable[[np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
+#: errors and total of a slice: (label, probability, threshold) → two integers
+Counts = Callable[[np.ndarray, np.ndarray, float], tuple[int, int]]
 
 __all__ = ["PixelError", "RandError", "WarpingError", "pixel_error", "rand_error", "warping_error"]
 
@@ -98,43 +99,32 @@ def _splits_and_merges(warped: np.ndarray, code: np.ndarray, prediction: np.ndar
     return int(np.count_nonzero(many | cut))
 
 
-def _warping_counts(label: np.ndarray, probability: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    padded = np.pad(label, 1)
-    counts = []
-    for threshold in thresholds:
-        prediction = np.pad(probability > threshold, 1)
-        # in single precision, as in the original, where values that differ only by rounding are ties
-        distance = np.abs(np.pad(probability, 1).astype(np.float64) - threshold).astype(np.float32)
-        warped, code = _warp(padded, prediction, distance)
-        counts.append((_splits_and_merges(warped, code, prediction), label.size))
-    return np.array(counts)
+def _warping_counts(label: np.ndarray, probability: np.ndarray, threshold: float) -> tuple[int, int]:
+    prediction = np.pad(probability > threshold, 1)
+    # in single precision, as in the original, where values that differ only by rounding are ties
+    distance = np.abs(np.pad(probability, 1).astype(np.float64) - threshold).astype(np.float32)
+    warped, code = _warp(np.pad(label, 1), prediction, distance)
+    return _splits_and_merges(warped, code, prediction), label.size
 
 
-def _rand_counts(label: np.ndarray, probability: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def _rand_counts(label: np.ndarray, probability: np.ndarray, threshold: float) -> tuple[int, int]:
     """Pairs of label-foreground pixels: 1 - F = (A + B - 2C) / (A + B), the sums A, B, C times n²."""
     objects = ndimage.label(label)[0][label].astype(np.int64)
+    segments = ndimage.label(probability > threshold)[0][label].astype(np.int64)
+    sizes = np.bincount(segments, minlength=1)
+    alone = sizes[0]  # each predicted background pixel is a segment of its own
+    pairs = (objects * len(sizes) + segments)[segments > 0]
     a = np.square(np.bincount(objects)).sum()
-    counts = []
-    for threshold in thresholds:
-        segments = ndimage.label(probability > threshold)[0][label].astype(np.int64)
-        sizes = np.bincount(segments, minlength=1)
-        alone = sizes[0]  # each predicted background pixel is a segment of its own
-        found = segments > 0
-        pairs = objects[found] * len(sizes) + segments[found]
-        b = np.square(sizes[1:]).sum() + alone
-        c = np.square(np.unique(pairs, return_counts=True)[1]).sum() + alone
-        counts.append((a + b - 2 * c, a + b))
-    return np.array(counts)
+    b = np.square(sizes[1:]).sum() + alone
+    c = np.square(np.unique(pairs, return_counts=True)[1]).sum() + alone
+    return int(a + b - 2 * c), int(a + b)
 
 
-def _pixel_counts(label: np.ndarray, probability: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def _pixel_counts(label: np.ndarray, probability: np.ndarray, threshold: float) -> tuple[int, int]:
     """1 - F = (FP + FN) / (2 TP + FP + FN)."""
-    counts = []
-    for threshold in thresholds:
-        prediction = probability > threshold
-        wrong = np.count_nonzero(prediction != label)
-        counts.append((wrong, 2 * np.count_nonzero(prediction & label) + wrong))
-    return np.array(counts)
+    prediction = probability > threshold
+    wrong = int(np.count_nonzero(prediction != label))
+    return wrong, 2 * int(np.count_nonzero(prediction & label)) + wrong
 
 
 def _check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
@@ -174,7 +164,7 @@ def _count(
     values = _check_thresholds(thresholds)
     slices = (-1, *label.shape[-2:])
     pairs = zip(foreground.reshape(slices), probability.reshape(slices), strict=True)
-    return np.stack([counts(one, p, values) for one, p in pairs])
+    return np.array([[counts(one, p, threshold) for threshold in values] for one, p in pairs])
 
 
 def _smallest_error(counts: np.ndarray) -> float:
