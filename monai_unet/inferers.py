@@ -133,12 +133,7 @@ class OverlapTileInferer(Inferer):
         self._overheads: dict[Any, float] = {}
 
     def __call__(
-        self,
-        inputs: Tensor,
-        network: Callable[..., Tensor],
-        *args: Any,
-        out: Tensor | None = None,
-        **kwargs: Any,
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, out: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Segment ``inputs`` with ``network``.
 
@@ -236,33 +231,25 @@ class OverlapTileInferer(Inferer):
         margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
         device = torch.device(self.sw_device or windows.device)
         tile = [n - 2 * margin for n in windows.shape[2:]]
-        if self._limit is None or max(tile) <= self._limit:
+        largest = max(tile)
+        piece = largest - largest // 2 // multiple * multiple  # offset by a multiple, and as valid a size as the tile
+        if self._limit is None or largest <= self._limit:
             try:
                 return self._averaged(windows.to(device), network, *args, **kwargs)
             except Exception as error:
-                if not out_of_memory(error) or max(tile) <= 2 * multiple:
+                if not out_of_memory(error) or piece == largest:
                     raise
                 problem = str(error).partition("\n")[0]  # not the error: its traceback holds what filled the memory
-            self._limit = max(max(tile) // 2, 2 * multiple)  # a piece that can be shifted is smaller than that
-            warnings.warn(
-                f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {self._limit}", stacklevel=3
-            )
+            self._limit = piece
+            warnings.warn(f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {piece}", stacklevel=3)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        # pieces are offset by multiples, as tiles are, and differ from the tile by one: so the last ends with the tile
-        pieces = [t - math.ceil(max(t - self._limit, 0) / multiple) * multiple for t in tile]
-        pieces = [min(t, max(p, t % multiple + multiple)) for p, t in zip(pieces, tile, strict=True)]
-        steps = [max(p // multiple, 1) * multiple for p in pieces]
-        starts = [[*range(0, t - p, s), t - p] for t, p, s in zip(tile, pieces, steps, strict=True)]
-        whole: Tensor | None = None
-        for origin in product(*starts):
-            box = [slice(s, s + p + 2 * margin) for s, p in zip(origin, pieces, strict=True)]
-            part = self.logits(_boxed(windows, box), network, *args, **kwargs)
-            if whole is None:
-                whole = part.new_empty((*part.shape[:2], *tile))
-            _boxed(whole, [slice(s, s + p) for s, p in zip(origin, pieces, strict=True)]).copy_(part)
-        assert whole is not None
-        return whole
+        axis = 2 + tile.index(largest)
+        first, last = (
+            self.logits(windows.narrow(axis, start, piece + 2 * margin), network, *args, **kwargs)
+            for start in (0, largest - piece)
+        )
+        return torch.cat([first.narrow(axis, 0, largest - piece), last], dim=axis)  # the two overlap a little
 
     def window(self, read: Callable[[tuple[slice, ...]], Tensor], origin: Sequence[int], plan: TilePlan) -> Tensor:
         """Read the input of the tile at ``origin``, mirrored where it extends beyond the image.

@@ -31,18 +31,6 @@ def test_a_network_that_sees_single_voxels_is_sure_of_everything(shape):
         assert torch.allclose(variance, torch.zeros(()), atol=1e-7)
 
 
-def test_one_that_knows_left_from_right_is_as_unsure_as_the_formula_says():
-    """Class 1 on the left half only: half of the symmetries leave or put it there, so p is 0 or 1 with equal weight."""
-    sure = 100.0
-
-    def left(image):
-        column = torch.arange(image.shape[-1]).expand_as(image)
-        return torch.where(column < image.shape[-1] / 2, sure, -sure)
-
-    variance = symmetry_variance(torch.zeros(1, 1, 6, 6), two_classes(left), plain)
-    assert torch.allclose(variance, torch.full((1, 6, 6), 2 * 0.25))  # 0.25 for each of the two classes
-
-
 def test_a_logit_that_depends_on_the_axis_by_hand():
     """Bright rows vote 1, bright columns 0: over the 8 symmetries a pixel's p is σ(its row) or σ(its column)."""
     image = torch.zeros(1, 1, 3, 3)

@@ -90,10 +90,9 @@ class RandElasticDeformation(RandomizableTransform):
             raise ValueError(f"grid_size is {grid_size!r}; it must be a whole number of at least 2, the paper's is 3")
         if not np.all(np.isfinite(sigma)) or np.min(sigma) < 0:
             raise ValueError(f"sigma is {sigma!r}; a standard deviation is finite and at least 0, the paper's is 10")
-        if not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob!r}; a probability is in 0 ... 1")
-        if np.min(flip_prob) < 0 or np.max(flip_prob) > 1:
-            raise ValueError(f"flip_prob is {flip_prob!r}; a probability is in 0 ... 1")
+        for name, value in (("prob", prob), ("flip_prob", flip_prob)):
+            if not (np.min(value) >= 0 and np.max(value) <= 1):
+                raise ValueError(f"{name} is {value!r}; a probability is in 0 ... 1")
         if spatial_size is not None and np.min(spatial_size) < 1:
             raise ValueError(f"spatial_size is {spatial_size!r}; use at least 1 voxel per axis, or None")
         for name, value in (("rotate_range", rotate_range), ("translate_range", translate_range)):

@@ -15,14 +15,7 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from scipy import ndimage
 
-from monai_unet.metrics import (
-    PixelError,
-    RandError,
-    WarpingError,
-    pixel_error,
-    rand_error,
-    warping_error,
-)
+from monai_unet.metrics import PixelError, RandError, WarpingError, pixel_error, rand_error, warping_error
 
 TENTHS = [k / 10 for k in range(10)]
 FUNCTIONS = {WarpingError: warping_error, RandError: rand_error, PixelError: pixel_error}
