@@ -1,4 +1,4 @@
-"""Planning for Fig. 2: how an image is cut into tiles, what that costs, and which tile is cheapest in the free memory.
+"""Planning for Fig. 2: how an image is cut into tiles, at which cost, and which tile is cheapest in the free memory.
 
 Each tile of a valid-convolution network is computed with a margin around it, and neighbouring tiles compute the same
 margin again. Larger tiles repeat less and need more memory.

@@ -1,4 +1,4 @@
-"""Fig. 2: tiled equals whole, on every size; mirrors bounce; nothing grows with the image."""
+"""Fig. 2: tiled equals whole for every size; mirroring repeats; memory does not grow with the image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_tiled_equals_whole_in_3d(size, tile):
 
 
 def test_abutting_tiles_off_the_multiple_would_differ():
-    """The trap the stride avoids: tiles of 36 set side by side, 36 ≡ 4 mod 16, are another image."""
+    """The trap that the stride avoids: tiles of 36 side by side, 36 ≡ 4 mod 16, give another result."""
     x = torch.rand(1, 2, 72, 36)
     y = OverlapTileInferer(36)(x, NET2)
     padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (92, 92), (92, 92)], mode="reflect"))
@@ -74,7 +74,7 @@ def test_replicate_padding_repeats_the_edge():
 
 @pytest.mark.parametrize(("averaging", "count"), [("mirror", 4), ("all", 8)])
 def test_averaging_over_the_symmetries_of_a_square(averaging, count):
-    """One tile, so that the oracle may turn the whole padded image."""
+    """One tile, so that the oracle can rotate the whole padded image."""
     x = torch.rand(1, 2, 20, 20)
     padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (92, 92), (92, 92)], mode="reflect"))
     outputs = []
@@ -121,7 +121,7 @@ def test_the_output_may_be_a_file(tmp_path):
     assert np.array_equal(np.fromfile(tmp_path / "out.raw", np.float32).reshape(expected.shape), expected.numpy())
 
 
-def test_memory_beside_input_and_output_does_not_grow_with_the_image():
+def test_memory_besides_input_and_output_does_not_grow_with_the_image():
     class Largest(TorchDispatchMode):
         def __init__(self, *known: torch.Tensor) -> None:
             super().__init__()
@@ -150,7 +150,7 @@ def test_the_margin_is_found_through_wrappers():
         torch.testing.assert_close(OverlapTileInferer(20)(x, wrapped), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_plain_callable_tells_its_margin_by_argument():
+def test_the_margin_of_a_plain_callable_is_an_argument():
     x = torch.rand(1, 1, 20, 33)
 
     def valid_box(tile):  # a 5 × 5 box mean without padding
@@ -175,7 +175,7 @@ def test_dtypes_and_meta_data_survive():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
-def test_a_meta_tensor_s_result_has_the_logits_dtype_and_the_asked_for_device(dtype):
+def test_a_meta_tensor_s_result_has_the_dtype_and_device_of_the_logits(dtype):
     image = MetaTensor((torch.rand(1, 1, 20, 33) * 9).to(dtype), meta={"filename_or_obj": "cell.tif"})
 
     def logits(tile):
@@ -188,7 +188,7 @@ def test_a_meta_tensor_s_result_has_the_logits_dtype_and_the_asked_for_device(dt
     assert y.meta["filename_or_obj"] == "cell.tif"
 
 
-def test_training_tiles_pass_once_in_bfloat16_where_asked():
+def test_training_tiles_pass_once_in_bfloat16_if_asked():
     x = torch.rand(1, 2, 188, 188)
     assert TileInferer(amp=True)(x, NET2).dtype == torch.bfloat16
     assert TileInferer(amp="True")(x, NET2).dtype == torch.bfloat16, "from a command line"
@@ -207,14 +207,14 @@ def test_progress_is_shown_when_asked(capfd):
 # --- errors ---
 
 
-def test_a_tile_size_the_network_cannot_give_is_rounded_with_a_word():
+def test_a_tile_size_the_network_cannot_produce_is_rounded_up_with_a_warning():
     x = torch.rand(1, 2, 40, 40)
     with pytest.warns(UserWarning, match="tile_size 24 is not an output size of the network; 36 is used"):
         y = OverlapTileInferer(24)(x, NET2)
     torch.testing.assert_close(y, whole(x, NET2), atol=1e-5, rtol=1e-5)
 
 
-def test_inputs_and_networks_that_cannot_be():
+def test_invalid_inputs_and_networks():
     x = torch.rand(1, 2, 30, 30)
     with pytest.raises(ValueError, match=r"the inputs' spatial size is \(30, 0\); it must be 2-D or 3-D, each axis at"):
         OverlapTileInferer()(x[..., :0], NET2)
@@ -241,6 +241,6 @@ def test_inputs_and_networks_that_cannot_be():
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],
 )
-def test_parameters_that_cannot_be(kwargs, message):
+def test_invalid_parameters(kwargs, message):
     with pytest.raises(ValueError, match=message):
         OverlapTileInferer(**kwargs)

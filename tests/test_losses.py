@@ -35,8 +35,8 @@ def test_the_default_is_torchs_class_weighted_mean_when_weights_follow_the_class
     assert ours.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, index, weight=w).item(), rel=1e-5)
 
 
-def test_weight_zero_is_ignored_whatever_stands_there():
-    """Neither loss nor gradient hears of a pixel of weight 0: not its logits, not even infinite ones, nor its index."""
+def test_a_pixel_of_weight_zero_is_ignored_whatever_it_holds():
+    """Neither loss nor gradient depends on its logits, not even on infinite ones, nor on its index."""
     logits = LOGITS.clone()
     logits[0, :, 0, 2] = torch.tensor([math.inf, -math.inf])
     target = TARGET.clone()
@@ -49,7 +49,7 @@ def test_weight_zero_is_ignored_whatever_stands_there():
     assert finite.grad[..., 2].abs().max() == 0
 
 
-def test_nothing_to_learn_from_is_zero_loss():
+def test_without_any_weight_the_loss_is_zero():
     target = TARGET.clone()
     target[:, 1] = 0
     logits = LOGITS.clone().requires_grad_()
@@ -66,7 +66,7 @@ def test_a_target_that_does_not_fit(shape):
 
 
 @pytest.mark.parametrize("index", [2, -1])
-def test_a_class_that_is_not_there(index):
+def test_a_class_index_out_of_range(index):
     with pytest.raises(ValueError, match=r"class indices from .* logits of 2 classes allow 0 to 1"):
         PixelWeightedCrossEntropyLoss()(LOGITS, torch.full((1, 1, 1, 3), index))
 

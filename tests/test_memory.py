@@ -1,4 +1,4 @@
-"""What is free, what work takes, and what running out of memory looks like; libc, /proc and /sys are faked."""
+"""Free memory, the memory that work takes, and running out of it; libc, /proc and /sys are fakes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @LINUX
-def test_measured_memory_is_what_was_touched():
+def test_measured_memory_is_the_memory_that_was_touched():
     touched = 200 * 2**20
     assert measured_bytes(lambda: torch.ones(touched, dtype=torch.uint8), CPU) == pytest.approx(touched, rel=0.1)
 
@@ -35,29 +35,29 @@ def faults():
     torch.ones(2**26, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-given_back = [faults() for _ in range(12)][-1]
+released = [faults() for _ in range(12)][-1]
 keep_freed_memory()
-kept = [faults() for _ in range(12)][-1]  # glibc needs a few turns to have found room for the alignment
-print(given_back, kept, measured_bytes(lambda: torch.ones(2**26, dtype=torch.uint8), torch.device("cpu")))
+kept = [faults() for _ in range(12)][-1]  # glibc needs a few rounds until it has room for the alignment
+print(released, kept, measured_bytes(lambda: torch.ones(2**26, dtype=torch.uint8), torch.device("cpu")))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
-def test_kept_memory_is_used_again_and_still_counted():
+def test_kept_memory_is_reused_and_still_counted():
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
-    given_back, kept, measured = map(int, done.stdout.split())
-    assert given_back > 10 * max(kept, 1)
+    released, kept, measured = map(int, done.stdout.split())
+    assert released > 10 * max(kept, 1)
     assert measured == pytest.approx(2**26, rel=0.1)
 
 
 @LINUX
-def test_kept_memory_is_given_back_only_where_it_is_missing(monkeypatch):
-    left, given_back = [100], []
+def test_kept_memory_is_released_only_if_it_is_needed(monkeypatch):
+    left, released = [100], []
     monkeypatch.setattr(memory, "_available", lambda: left)
-    monkeypatch.setattr(memory, "_trim", lambda: given_back.append(left.pop()) or left.append(300))
-    assert (available_bytes(CPU, enough=100), given_back) == (100, [])
-    assert (available_bytes(CPU, enough=101), given_back) == (300, [100])
-    assert (available_bytes(CPU), given_back) == (300, [100, 300])
+    monkeypatch.setattr(memory, "_trim", lambda: released.append(left.pop()) or left.append(300))
+    assert (available_bytes(CPU, enough=100), released) == (100, [])
+    assert (available_bytes(CPU, enough=101), released) == (300, [100])
+    assert (available_bytes(CPU), released) == (300, [100, 300])
 
 
 @LINUX
@@ -115,7 +115,7 @@ def test_the_tightest_limit_of_all_control_groups_counts(line, root, names, none
     assert available_bytes(CPU) == 20_000, "a path that only the host sees"
 
 
-def test_what_out_of_memory_looks_like():
+def test_errors_that_mean_out_of_memory():
     assert out_of_memory(MemoryError("anything"))
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"))

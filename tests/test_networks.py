@@ -1,4 +1,4 @@
-"""Fig. 1: the numbers of the figure, the places where reimplementations go wrong, and the network's survival."""
+"""Fig. 1: the numbers of the figure, where reimplementations go wrong, and export and precision."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_wrong_size_names_the_nearest(n, cure):
 
 
 def test_concatenation_is_up_then_skip_centre_cropped():
-    """An impulse in a skip arrives at the centre-cropped place, in the second half of the channels."""
+    """An impulse in a skip arrives at its centre-cropped position, in the second half of the channels."""
     network = small()
     crops = dict(zip(range(4), (4, 16, 40, 88), strict=True))  # PAPER: per side, from the deepest skip up
     for i, crop in crops.items():
@@ -116,8 +116,8 @@ def test_concatenation_is_up_then_skip_centre_cropped():
             network(torch.zeros(1, 1, 572, 572))
         for hook in hooks:
             hook.remove()
-        places = seen["x"].nonzero().tolist()
-        assert places == [[0, SMALL[level] + 1, 7, 2]]
+        positions = seen["x"].nonzero().tolist()
+        assert positions == [[0, SMALL[level] + 1, 7, 2]]
 
 
 def test_initial_weights_are_gaussian_with_he_std():
@@ -152,7 +152,7 @@ def test_dropout_ends_the_contracting_path_and_skip_and_pooling_both_see_it():
 
 
 @pytest.mark.parametrize("size", [188, 204])
-def test_an_output_voxel_sees_its_context_and_nothing_else(size):
+def test_an_output_voxel_depends_on_its_context_only(size):
     network = small()
     x = torch.rand(1, 1, size, size, requires_grad=True)
     y = network(x)
@@ -171,7 +171,7 @@ def test_shifts_by_the_multiple_shift_the_output_and_others_do_not():
     assert not torch.allclose(a[:, :, 4:], c[:, :, :-4], atol=1e-3)
 
 
-# --- survival ---
+# --- precision, compilation, export ---
 
 
 def test_bfloat16_autocast_and_channels_last_stay_close():
@@ -197,7 +197,7 @@ def test_torchscript_by_script_and_by_trace(tmp_path: Path):
     network, x = small(), torch.rand(1, 1, 188, 188)
     other = torch.rand(1, 1, 204, 220)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is on its way out, and still asked for
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, and still in demand
         for module in (torch.jit.script(network), torch.jit.trace(network, x)):
             torch.jit.save(module, tmp_path / "unet.ts")
             loaded = torch.jit.load(tmp_path / "unet.ts")
@@ -221,7 +221,7 @@ def test_onnx_runs_on_other_sizes_too(tmp_path: Path):
             torch.testing.assert_close(torch.from_numpy(y), network(image), atol=1e-4, rtol=1e-4)
 
 
-# --- weights find their network ---
+# --- state dicts ---
 
 
 @pytest.mark.parametrize(
@@ -232,10 +232,10 @@ def test_onnx_runs_on_other_sizes_too(tmp_path: Path):
         ValidUNet(3, 2, 3, (2, 3, 4), norm="batch"),
     ],
 )
-def test_a_state_dict_tells_its_network(network):
+def test_a_state_dict_determines_its_network(network):
     twin = ValidUNet.from_state_dict(network.state_dict())
-    told = ("spatial_dims", "in_channels", "out_channels", "features", "depth")
-    assert [getattr(twin, name) for name in told] == [getattr(network, name) for name in told]
+    names = ("spatial_dims", "in_channels", "out_channels", "features", "depth")
+    assert [getattr(twin, name) for name in names] == [getattr(network, name) for name in names]
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), twin.state_dict().values(), strict=True)
     )
@@ -257,7 +257,7 @@ def test_a_foreign_state_dict_is_refused():
         ({"norm": "instance"}, "norm is 'instance'; it must be None or \"batch\": tile statistics would break"),
     ],
 )
-def test_parameters_that_cannot_be(kwargs, message):
+def test_invalid_parameters(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ValidUNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **kwargs})
 

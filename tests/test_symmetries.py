@@ -23,7 +23,7 @@ def two_classes(logit):
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 7, 5), (1, 1, 4, 5, 3)])
-def test_a_network_that_sees_single_voxels_is_sure_of_everything(shape):
+def test_a_network_that_sees_single_voxels_never_disagrees(shape):
     image = torch.randn(shape)
     for symmetries in ("all", "mirror"):
         variance = symmetry_variance(image, two_classes(lambda x: 3 * x), plain, symmetries)
@@ -62,7 +62,7 @@ def test_it_follows_the_image_and_matches_a_slow_mean_over_the_symmetries(dims, 
     assert np.allclose(variance.numpy(), np.var(seen, axis=0).sum(1), atol=1e-6)
 
 
-def test_mirrored_along_the_axes_that_are_asked_for_only():
+def test_only_the_given_axes_are_mirrored():
     torch.manual_seed(0)
     network, image = ValidUNet(3, 1, 2, (2, 3), dropout=0.0).eval(), torch.randn(1, 1, 9, 12, 7)
     inferer = OverlapTileInferer(tile_size=16)
@@ -76,7 +76,7 @@ def test_mirrored_along_the_axes_that_are_asked_for_only():
     assert torch.equal(every, symmetry_variance(image, network, inferer, "mirror"))
 
 
-def test_an_inferer_that_averages_is_used_without_and_goes_on_averaging():
+def test_the_averaging_of_an_inferer_is_left_out_and_left_alone():
     """Averaged predictions would agree with each other; others may be using the inferer meanwhile."""
     torch.manual_seed(0)
     network, image = ValidUNet(2, 1, 2, (2, 3), dropout=0.0).eval(), torch.randn(1, 1, 16, 16)
@@ -87,7 +87,7 @@ def test_an_inferer_that_averages_is_used_without_and_goes_on_averaging():
 
 
 @pytest.mark.parametrize("symmetries", ["some", (2,), (-1,)])
-def test_other_symmetries_are_refused(symmetries):
+def test_unknown_symmetries_are_refused(symmetries):
     with pytest.raises(
         ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or axes'
     ):

@@ -1,4 +1,4 @@
-"""Which tile costs least: counted memory against an allocator's eye, choices against all there are."""
+"""Which tile is cheapest: counted memory against the living tensors, choices against all possible ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
 
 torch.manual_seed(0)
 NET = ValidUNet(2, 1, 2, (3, 4, 5)).eval()  # margin 20, multiple 4
-PAPER = ValidUNet(2, 1, 2, (1, 1, 1, 1, 1)).eval()  # margin 92, multiple 16: what sizes ask of it
+PAPER = ValidUNet(2, 1, 2, (1, 1, 1, 1, 1)).eval()  # margin 92, multiple 16, as the paper's
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def no_gradients():
 
 
 class Living(TorchDispatchMode):
-    """Slow oracle: the bytes of all tensors that live at once, as they are made and dropped."""
+    """Slow oracle: the bytes of all tensors that are alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Living(TorchDispatchMode):
         (ValidUNet(2, 2, 2, (2, 3, 4, 5, 6)), (132, 132)),
     ],
 )
-def test_counted_memory_is_what_lives(network, tile):
+def test_counted_memory_is_that_of_the_living_tensors(network, tile):
     network.eval()
     x = torch.rand(2, network.in_channels, *(t + 2 * network.margin for t in tile))
     with Living() as living:
@@ -86,7 +86,7 @@ def test_a_plan_by_hand():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (100, 37), (388, 388), (389, 1000)])
-def test_owned_boxes_part_the_image(size):
+def test_exclusive_boxes_partition_the_image(size):
     plan = TilePlan(size, (36, 20), 92, 16)
     seen = torch.zeros(size)
     for place in plan.origins():
@@ -107,7 +107,7 @@ def _possible(network, t):
 @pytest.mark.parametrize("size", [(60, 60), (33, 90), (120, 20)])
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.3, 0.25])
 def test_no_tile_that_fits_costs_clearly_less(size, share):
-    """Against every tile there is."""
+    """Against every possible tile."""
     whole = pass_bytes(NET, [NET.output_size(NET.input_size(n)) for n in size])
     free = int(share * whole)
     tile = choose_tile(size, NET, lambda t: pass_bytes(NET, t), free)
@@ -118,7 +118,7 @@ def test_no_tile_that_fits_costs_clearly_less(size, share):
     assert (share < 1) or TilePlan(size, tile, 20, 4).tiles == 1
 
 
-def test_more_memory_never_costs_more_and_saves_little_at_last():
+def test_more_memory_never_costs_more_and_finally_saves_little():
     costs, bytes_ = [], []
     for free in (2**20, 2**22, 2**24, 2**26, 2**28, 2**40):
         tile = choose_tile((40_000, 40_000), PAPER, lambda t: pass_bytes(PAPER, t), free)
@@ -129,14 +129,14 @@ def test_more_memory_never_costs_more_and_saves_little_at_last():
     assert bytes_[-1] < pass_bytes(PAPER, (40_004, 40_004)) / 2, "not everything, for 2 %"
 
 
-def test_the_smallest_tile_where_nothing_fits():
+def test_the_smallest_tile_if_nothing_fits():
     assert choose_tile((500, 300), PAPER, lambda t: pass_bytes(PAPER, t), 0) == (20, 20)
 
 
 # --- in the inferer ---
 
 
-def test_the_inferer_tells_its_plan_and_keeps_to_it(monkeypatch):
+def test_the_inferer_follows_its_plan(monkeypatch):
     monkeypatch.setattr(inferers, "measured_bytes", lambda work, device: work())  # None: not measurable
     shapes = []
     spy = ValidUNet(2, 1, 2, (3, 4, 5)).eval()
@@ -168,7 +168,7 @@ def test_small_images_pass_at_once_and_unmeasured(monkeypatch):
     assert plan.available == 2**29 - 200 * 300 * 2 * 4 // 2, "half of what the result leaves"
 
 
-def test_the_paper_s_tile_where_the_memory_is_not_known(monkeypatch):
+def test_the_paper_s_tile_if_the_memory_is_unknown(monkeypatch):
     monkeypatch.setattr(inferers, "available_bytes", lambda device, enough: None)
     assert OverlapTileInferer().plan((1, 1, 1000, 1000), NET).tile == (388, 388)
     assert OverlapTileInferer(margin=2, multiple=1).plan((1, 1, 1000, 1000), lambda x: x).tile == (388, 388)
@@ -193,7 +193,7 @@ def test_a_measurement_is_taken_once_and_rounded_up(monkeypatch):
 
 
 class Small(torch.nn.Module):
-    """A network on a device that has no room for inputs beyond so many voxels."""
+    """A network on a device that only has room for inputs of up to ``room`` voxels."""
 
     def __init__(self, network, room, error) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("tile", [100, None])
-def test_a_tile_is_halved_once_and_the_rest_goes_on(error, tile):
+def test_a_tile_is_halved_once_and_the_rest_continues(error, tile):
     x = torch.rand(2, 1, 130, 97)
     small = Small(NET, 110**2, error)
     inferer = OverlapTileInferer(tile, sw_batch_size=2, memory=1)
@@ -223,7 +223,7 @@ def test_a_tile_is_halved_once_and_the_rest_goes_on(error, tile):
     with pytest.warns(UserWarning, match=r"out of memory with a tile of \(\d+, 100\) \(.*2.00 GiB\.\); halved to"):
         y = inferer(x, small)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-    assert sum(prod(shape) > 110**2 for shape in small.shapes) == 1, "no second try at what has failed"
+    assert sum(prod(shape) > 110**2 for shape in small.shapes) == 1, "a size that failed is not tried again"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_halved_more_than_once(network, size, tile, room, limits):
     torch.testing.assert_close(y, OverlapTileInferer(tile)(x, network), atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_halved_is_raised():
+def test_the_error_is_raised_if_halving_does_not_help():
     x = torch.rand(1, 1, 60, 60)
     with pytest.warns(UserWarning, match="halved"), pytest.raises(MemoryError, match="none at all"):
         OverlapTileInferer(60)(x, Small(NET, 0, MemoryError("none at all")))
@@ -265,19 +265,21 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
-def test_a_real_lack_of_memory():
+@pytest.mark.skipif(sys.platform != "linux", reason="uses a limit of Linux")
+def test_really_out_of_memory():
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "halved to 1000" in done.stderr
 
 
 def test_an_image_that_passes_at_once_leaves_kept_memory_alone(monkeypatch):
-    monkeypatch.setattr("monai_unet.memory._trim", lambda: pytest.fail("the next pass would get it page by page"))
+    monkeypatch.setattr(
+        "monai_unet.memory._trim", lambda: pytest.fail("the next pass would have to get it again, page by page")
+    )
     network = ValidUNet(2, 1, 2, (2, 3))
     assert OverlapTileInferer().plan((1, 1, 40, 40), network).tiles == 1
 
 
-def test_memory_must_be_some():
+def test_memory_must_be_positive():
     with pytest.raises(ValueError, match="memory is 0 GiB; it must be more than 0, or None for what is free"):
         OverlapTileInferer(memory=0)

@@ -259,7 +259,7 @@ class LabelInstances(Transform):
         return divided, int(taken.sum())
 
     def _fill_holes(self, ids: np.ndarray) -> None:
-        # one by one: on the mask as a whole, a pocket enclosed by several cells would weld them together
+        # one by one: in the whole mask, filling a pocket between several cells would merge them
         outside = ndimage.generate_binary_structure(ids.ndim, ids.ndim if self.connectivity == 1 else 1)
         for number, box in enumerate(ndimage.find_objects(ids), start=1):
             window = ids[box]

@@ -104,15 +104,15 @@ def test_frames_are_pooled_over_their_objects_and_keep_their_own_ids() -> None:
 
 def test_ignored_pixels_do_not_count_as_prediction_except_inside_the_reference() -> None:
     reference = drawn("11....")
-    prediction = drawn("11112.")  # 2 lies on cells that nobody labelled; 1 bleeds into one of them
+    prediction = drawn("11112.")  # 2 covers unlabelled cells; 1 bleeds into one of them
     unlabelled = drawn("0.111.") > 0
     assert seg_measure(reference, prediction) == 1 / 2
     assert seg_measure(reference, prediction, unlabelled) == 1
     assert seg_measure([reference], [prediction], [unlabelled.astype(np.float32)]) == 1
-    assert seg_measure(reference, prediction, np.ones((1, 6))) == 1  # the reference always counts whole
+    assert seg_measure(reference, prediction, np.ones((1, 6))) == 1  # the reference always counts completely
     assert det_measure(reference, prediction) == 1 - 1 / 10
     assert det_measure(reference, prediction, unlabelled) == 1
-    # half of 8 lies in the cell, which does not count; all of it once the pixels to ignore are taken away
+    # half of 8 is in the cell, which does not count; all of it once the pixels to ignore are removed
     assert merges_and_splits(drawn("1111.."), drawn("778888")) == (0, 0)
     assert merges_and_splits(drawn("1111.."), drawn("778888"), drawn("....11") > 0) == (0, 1)
 
@@ -135,13 +135,13 @@ def test_det_by_hand() -> None:
         ("111222333", "555555555", 3, 0),
         ("111222333", "555555.33", 2, 0),
         ("11..22", ".5555.", 0, 0),  # half of each is not more than half
-        ("111222", "555566", 0, 0),  # 5 takes all of 1 but a third of 2
-        ("111222", "555556", 2, 0),  # ... two thirds of 2: merged; not split, most of 5 lies in 1
+        ("111222", "555566", 0, 0),  # 5 covers all of 1 but only a third of 2
+        ("111222", "555556", 2, 0),  # ... two thirds of 2: merged; not split, most of 5 is in 1
         ("111111", "222333", 0, 1),
         ("111111", "234567", 0, 1),  # one cell, however many pieces
-        ("1111..", "223333", 0, 0),  # half of 3 lies outside
-        ("1111.2", "22333.", 0, 1),  # two thirds of 3 lie inside
-        ("111111", ".2....", 0, 0),  # a speck alone is no split
+        ("1111..", "223333", 0, 0),  # half of 3 is outside
+        ("1111.2", "22333.", 0, 1),  # two thirds of 3 are inside
+        ("111111", ".2....", 0, 0),  # a single speck does not split
         ("1111.2222", "335535544", 0, 0),
         ("11112222", "33355544", 0, 1),
     ],

@@ -61,7 +61,7 @@ def test_golden_values_of_the_original_java(change, warping, rand_f, pixel_f, wh
     assert pixel_error(*arguments) == pytest.approx(1 - pixel_f, abs=1e-9)
 
 
-# Slow oracles: the definitions read word by word.
+# slow oracles: the definitions taken literally
 
 
 def components(image: np.ndarray, neighbours: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def warping_oracle(label: np.ndarray, probability: np.ndarray, threshold: float)
                 warped[r, c] = not warped[r, c]
 
     def around(image: np.ndarray, r: int, c: int) -> set[int]:
-        """Labels of the eight neighbours that lie in the image, whose border is not part of it."""
+        """Labels of the eight neighbours inside the image, of which its border is not part."""
         near = components(image[1:-1, 1:-1], 4)[max(r - 2, 0) : r + 1, max(c - 2, 0) : c + 1].copy()
         here = image[1:-1, 1:-1][max(r - 2, 0) : r + 1, max(c - 2, 0) : c + 1]
         assert near.shape == here.shape
@@ -164,7 +164,7 @@ def test_pairs_are_summed_over_slices_before_the_f_score() -> None:
     assert pixel_error(labels, p, (0.5,)) == pytest.approx(1 / 15, abs=1e-12)
 
 
-def test_what_is_no_split_or_merge_costs_nothing_in_the_warping_error() -> None:
+def test_only_splits_and_merges_count_in_the_warping_error() -> None:
     label = np.zeros((12, 12), bool)
     label[2:10, 2:10] = True
     object_added, hole_added, ring = label.astype(float), label.astype(float), label.astype(float)
@@ -182,7 +182,7 @@ def test_what_is_no_split_or_merge_costs_nothing_in_the_warping_error() -> None:
     opened[5, :5] = 0  # on both sides: each pixel is judged while the other still holds
     assert warping_error(with_hole, opened, (0.5,)) == 0
     halved = label.astype(float)
-    halved[5] = 0  # the row gives way up to its last pixel
+    halved[5] = 0  # all pixels of the row but the last can be flipped
     assert warping_error(label, halved, (0.5,)) == 1 / 144
 
 
@@ -223,7 +223,7 @@ def test_default_thresholds_are_the_tenths_from_0_to_0_9_and_the_best_one_counts
     for function in FUNCTIONS.values():
         each = [function(label, p, (t,)) for t in TENTHS]
         assert function(label, p) == min(each)
-    for t in TENTHS:  # told apart by the exact tenth alone: 0.1 * 3 would not
+    for t in TENTHS:  # only the exact tenth separates these: 0.1 * 3 would not
         assert pixel_error(np.array([[1, 0]]), np.array([[np.nextafter(t, 1), t]])) == 0
     assert pixel_error(np.array([[1, 0]]), np.array([[0.95, 0.85]])) == 0
     assert pixel_error(np.array([[1, 0]]), np.array([[0.95, 0.92]])) == pytest.approx(1 / 3)

@@ -17,7 +17,7 @@ from monai_unet.data import DicomSeriesReader
 from monai_unet.metrics import PerClass
 
 pytestmark = [
-    # torch and MONAI on their own ways: optional nvImageCodec, and a word on empty masks, which are pinned here
+    # from torch and MONAI: nvImageCodec is optional; masks are empty, which is pinned here
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 EVALUATE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation" / "configs" / "evaluate.yaml"
@@ -84,18 +84,18 @@ def test_values_per_class_and_overall():
     assert state.metric_details["dice_posterior"].squeeze().tolist() == pytest.approx([1, 2 / 3])
 
 
-def test_what_a_second_evaluation_tells_is_its_own():
+def test_a_second_evaluation_reports_its_own_values():
     """MONAI's StatsHandler prints at the end of the epoch: the values per class are this evaluation's by then."""
     whole, part = volume(anterior=slice(0, 4), posterior=slice(6, 10)), volume(anterior=slice(0, 2))
     engine = scored([(whole, whole)])
-    told = []
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: told.append(dict(engine.state.metrics)))
+    reported = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: reported.append(dict(engine.state.metrics)))
     engine.run([(part, whole)])
-    assert told[0]["dice_anterior"] == pytest.approx(2 / 3)
-    assert told[0]["dice_posterior"] == 0
+    assert reported[0]["dice_anterior"] == pytest.approx(2 / 3)
+    assert reported[0]["dice_posterior"] == 0
 
 
-def test_where_the_volume_cuts_an_organ_is_no_surface():
+def test_the_cut_of_an_organ_at_the_edge_of_the_volume_is_not_surface():
     """Two slabs that leave the volume on one side differ by a voxel on the other: all distances are that voxel."""
     metrics = scored([(volume(anterior=slice(8, 12)), volume(anterior=slice(7, 12)))]).state.metrics
     assert metrics["assd_mm_anterior"] == pytest.approx(SPACING[0])

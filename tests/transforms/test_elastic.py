@@ -168,7 +168,7 @@ def test_half_voxel_shifts_mirror_about_the_outermost_voxels(mode: str) -> None:
     image = torch.tensor([[[10.0, 20.0, 40.0]]])
     transform = drawn(image, sigma=0, mode=mode)
     transform.shift = np.array([0.0, -2.25])
-    # looks at -2.25, -1.25, -0.25: mirrored 2.25 -> 1.75, 1.25, 0.25
+    # reads -2.25, -1.25, -0.25: mirrored 2.25 -> 1.75, 1.25, 0.25
     expected = {"bilinear": [35.0, 25.0, 12.5], "nearest": [40.0, 20.0, 10.0]}[mode]
     np.testing.assert_allclose(transform(image, randomize=False)[0, 0], expected, atol=1e-4)
 
@@ -176,7 +176,7 @@ def test_half_voxel_shifts_mirror_about_the_outermost_voxels(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 7), (24, 31), (90, 80)])
 @pytest.mark.parametrize("tile", [None, (6, 5), (1, 1)])
-def test_what_is_read_is_that_of_the_mirrored_image(
+def test_voxels_are_read_from_the_mirrored_image(
     size: tuple[int, ...], tile: tuple[int, ...] | None, mode: str
 ) -> None:
     """Oracle: the image is padded by mirroring as far as the field reaches, and read there without any padding mode."""
@@ -192,7 +192,7 @@ def test_what_is_read_is_that_of_the_mirrored_image(
     np.testing.assert_allclose(transform(image, randomize=False), expected[0], atol=0.02)  # float32 grids, of 0 … 255
 
 
-def test_keys_of_other_padding_modes_do_not_disturb_each_other() -> None:
+def test_keys_of_different_padding_modes_are_independent() -> None:
     image, modes = noise(1, 20, 30), ["reflection", "zeros", "border"]
     deform = RandElasticDeformationd(modes, mode=["bilinear", "nearest", "nearest"], padding_mode=modes)
     together = deform.set_random_state(0)(dict.fromkeys(modes, image))
@@ -252,7 +252,7 @@ def test_bicubic_in_two_dimensions_is_sharper_than_bilinear() -> None:
 
 @pytest.mark.parametrize("size", [(60, 70), (16, 18, 20)])
 def test_image_label_and_weight_get_the_same_field(size: tuple[int, ...]) -> None:
-    # a picture of its own coordinates says where each voxel came from
+    # an image of its own coordinates shows where each voxel came from
     where = torch.as_tensor(np.indices(size), dtype=torch.float32) + 100  # mirrored back, never below 100
     data = {"image": where, "weight": 2 * where, "label": where.to(torch.int32)}
     transform = RandElasticDeformationd(
@@ -283,7 +283,7 @@ def test_random_centre_is_uniform_over_the_image() -> None:
 
 
 def test_scaling_magnifies_about_the_centre_one_factor_for_all_axes_or_one_each() -> None:
-    """On a ramp along each axis, the value at a voxel tells where it looks: its offset divided by the factor."""
+    """On a ramp along each axis, the value at a voxel is the position it reads: its offset divided by the factor."""
     ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in (21, 31, 41)], indexing="ij"))
     middle = torch.tensor([10.0, 15.0, 20.0])
     seen = []
@@ -300,10 +300,10 @@ def test_scaling_magnifies_about_the_centre_one_factor_for_all_axes_or_one_each(
     assert np.min(seen) < 0.75
     assert np.max(seen) > 1.25
     transform = drawn(ramps, scale_range=0.0)
-    assert transform.R.uniform() == drawn(ramps).R.uniform(), "without scaling nothing more is drawn"
+    assert transform.R.uniform() == drawn(ramps).R.uniform(), "without scaling there is no further draw"
 
 
-def test_without_luck_the_tile_is_cut_out_as_it_is() -> None:
+def test_with_prob_zero_the_tile_is_cut_out_unchanged() -> None:
     image = noise(1, 20, 20)
     transform = RandElasticDeformation(prob=0.0, spatial_size=11, rotate_range=3.0, flip_prob=1, translate_range=5)
     assert torch.equal(transform(image), image[:, 4:15, 4:15])
@@ -325,7 +325,7 @@ def test_array_types_and_meta_data_are_kept() -> None:
     assert type(RandElasticDeformation()(image.as_tensor())) is torch.Tensor
 
 
-def test_seeds_decide() -> None:
+def test_a_seed_determines_all_draws() -> None:
     def run(seed: int) -> torch.Tensor:
         first = RandElasticDeformationd("image", rotate_range=1.0, translate_range=3, flip_prob=0.5, random_center=True)
         compose = Compose([first, RandElasticDeformationd("image")])
@@ -337,14 +337,14 @@ def test_seeds_decide() -> None:
     assert not torch.equal(*run(1))
 
 
-def test_travels_to_a_loader_worker() -> None:
+def test_survives_pickling_for_a_loader_worker() -> None:
     transform = RandElasticDeformationd(["image"], rotate_range=1.0).set_random_state(5)
     twin = pickle.loads(pickle.dumps(transform))
     data = {"image": noise(1, 16, 16)}
     assert torch.equal(transform(data)["image"], twin(data)["image"])
 
 
-def test_keys_may_be_missing_only_when_allowed() -> None:
+def test_keys_may_be_missing_only_if_allowed() -> None:
     data = {"image": noise(1, 8, 8), "name": "kept"}
     out = RandElasticDeformationd(["label", "image"], mode=["nearest", "bilinear"], allow_missing_keys=True)(data)
     assert set(out) == {"image", "name"}
@@ -396,7 +396,7 @@ def test_bad_parameters(parameters: dict, message: str) -> None:
         ({"sigma_in_mm": True}, torch.zeros(1, 5, 5), "sigma_in_mm needs a MetaTensor, whose affine holds the voxel"),
     ],
 )
-def test_images_that_do_not_fit(parameters: dict, image: torch.Tensor, message: str) -> None:
+def test_images_that_do_not_fit_the_parameters(parameters: dict, image: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         RandElasticDeformation(**parameters)(image)
 

@@ -1,4 +1,4 @@
-"""Instances are set apart without losing any, and found again: drawn by hand, and on random touching cells."""
+"""Instances are separated without losing any, and found again: drawn by hand, and on random touching cells."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_carves_the_later_voxel_of_each_touching_pair() -> None:
     np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(cells), expected)
 
 
-def test_diagonal_neighbours_are_set_apart_on_request() -> None:
+def test_diagonal_neighbours_are_separated_on_request() -> None:
     cells = drawing(
         "111..",
         "111..",
@@ -94,7 +94,7 @@ def test_a_corridor_of_the_given_width(row: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("width", [3, 5])
-def test_a_wide_ridge_loses_no_instance_and_is_given_back(width: int) -> None:
+def test_a_wide_ridge_loses_no_instance_and_can_be_given_back(width: int) -> None:
     for seed in range(3):
         ids = touching_cells((150, 160), 100, seed)
         mask = SeparateInstances(width=width)(ids)
@@ -123,7 +123,7 @@ def test_no_two_instances_stay_connected(size: tuple[int, ...], connectivity: in
     assert (lowest[carved > 0] == highest[carved > 0]).all()
     assert set(np.unique(carved)) == set(np.unique(ids))
     assert ((carved == ids[0]) | (carved == 0)).all()
-    # thin: what was carved touched another instance, but for fragments that were cut off
+    # thin: except for fragments that were cut off, every carved voxel touched another instance
     apart = ndimage.minimum_filter(np.where(ids[0], ids[0], 10**6), footprint=structure) == ndimage.maximum_filter(
         ids[0], footprint=structure
     )
@@ -157,32 +157,32 @@ def dumbbell(bar: int) -> np.ndarray:
     return mask
 
 
-def test_thin_necks_part_what_they_join() -> None:
+def test_components_are_split_at_thin_necks() -> None:
     mask = dumbbell(bar=7)
     assert LabelInstances(grow=0)(mask).max() == 3
-    parted = LabelInstances(grow=0, neck=5)(mask)
-    assert parted.max() == 4
-    np.testing.assert_array_equal(parted > 0, mask > 0)
-    left, right = (parted[0][20, column] for column in (15, 41))
-    np.testing.assert_array_equal(parted[0][10:31, 5:28] == left, mask[0][10:31, 5:28] > 0)
-    np.testing.assert_array_equal(parted[0][10:31, 29:52] == right, mask[0][10:31, 29:52] > 0)
-    assert len(np.unique(parted[0][3:6, 3:6])) == 1, "without a core: whole"
-    assert parted[0][3, 3] > 0
+    split = LabelInstances(grow=0, neck=5)(mask)
+    assert split.max() == 4
+    np.testing.assert_array_equal(split > 0, mask > 0)
+    left, right = (split[0][20, column] for column in (15, 41))
+    np.testing.assert_array_equal(split[0][10:31, 5:28] == left, mask[0][10:31, 5:28] > 0)
+    np.testing.assert_array_equal(split[0][10:31, 29:52] == right, mask[0][10:31, 29:52] > 0)
+    assert len(np.unique(split[0][3:6, 3:6])) == 1, "without a core: whole"
+    assert split[0][3, 3] > 0
     assert LabelInstances(grow=0, neck=5)(dumbbell(bar=13)).max() == 3, "no thinner than twice 5"
     np.testing.assert_array_equal(LabelInstances(grow=0, neck=5)(np.zeros_like(mask)), 0)
 
 
-def test_a_pinhole_is_no_surface_to_a_neck() -> None:
+def test_a_pinhole_does_not_make_a_neck() -> None:
     whole = np.zeros((1, 42, 17), np.uint8)
     whole[0, 1:-1, 1:-1] = 1
     mask = whole.copy()
-    mask[0, 20, 6:11] = 0  # five voxels: it leaves necks of five beside it
+    mask[0, 20, 6:11] = 0  # five voxels, with necks of five on both sides
     assert LabelInstances(grow=0, neck=4)(mask).max() == 2
-    assert LabelInstances(grow=0, neck=4, fill_holes=True, min_size=5)(mask).max() == 2, "as large as a cell may be"
+    assert LabelInstances(grow=0, neck=4, fill_holes=True, min_size=5)(mask).max() == 2, "as large as the smallest cell"
     np.testing.assert_array_equal(LabelInstances(grow=0, neck=4, fill_holes=True, min_size=6)(mask), whole)
 
 
-def test_balls_that_overlap_a_little_are_parted() -> None:
+def test_balls_that_overlap_a_little_are_split() -> None:
     grid = np.moveaxis(np.indices((30, 30, 60)), 0, -1)
     balls = [np.linalg.norm(grid - (14, 14, z), axis=-1) < 10 for z in (12, 30, 49)]
     mask = (balls[0] | balls[1] | balls[2])[None].astype(np.uint8)
@@ -216,7 +216,7 @@ def test_given_back_cells_touch_again_and_outlines_stay() -> None:
     np.testing.assert_array_equal(LabelInstances(grow=3)(drawing("1....")), drawing("1...."))
 
 
-def test_separated_cells_come_back_but_for_the_voxel_where_three_meet() -> None:
+def test_separated_cells_are_restored_except_for_the_voxel_where_three_meet() -> None:
     cells = drawing("111222", "111222", "111222", "333333", "333333")
     expected = drawing("111222", "111222", "111222", "333.33", "333333")
     np.testing.assert_array_equal(LabelInstances()(SeparateInstances()(cells)), expected)
@@ -227,14 +227,14 @@ def test_separated_cells_come_back_but_for_the_voxel_where_three_meet() -> None:
     [
         (("1111", "2222"), ("1111", "....")),  # both one voxel wide: the later is lost
         (("12",), ("1.",)),
-        (("1111", "1111", "2222"), ("1111", "....", "2222")),  # the wider neighbour gives way
+        (("1111", "1111", "2222"), ("1111", "....", "2222")),  # the wider neighbour is carved
         (("1111", "1211", "1111"), ("..11", ".2.1", "..11")),
         (("1111", "2222", "3333"), ("1111", "....", "3333")),
         (("1111", "222."), ("...1", "222.")),  # cut down to one voxel, but there
-        (("1111.", ".2222"), ("1111.", "....2")),  # what does not touch stays anyway
+        (("1111.", ".2222"), ("1111.", "....2")),  # voxels without contact stay anyway
     ],
 )
-def test_narrow_instances_stay_where_they_can(cells: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_narrow_instances_stay_if_they_can(cells: tuple[str, ...], expected: tuple[str, ...]) -> None:
     np.testing.assert_array_equal(SeparateInstances(keep_ids=True)(drawing(*cells)), drawing(*expected))
 
 
@@ -256,7 +256,7 @@ def test_degenerate_images() -> None:
         LabelInstances(fill_holes=True, min_size=2),
     ):
         np.testing.assert_array_equal(transform(empty), empty)
-        assert transform(np.ones((1, 4, 5), dtype=int)).min() == 1  # one cell that is the whole image
+        assert transform(np.ones((1, 4, 5), dtype=int)).min() == 1  # one cell that fills the image
         assert transform(np.ones((1, 1, 1), dtype=int)).shape == (1, 1, 1)
     one = empty.copy()
     one[0, 3, 4] = 65535  # one voxel, in the corner

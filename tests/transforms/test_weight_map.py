@@ -122,11 +122,11 @@ def test_far_apart_ids_by_the_ten_thousand() -> None:
         assert out[0][voxel] == pytest.approx(math.exp(-(total**2) / 0.5), rel=1e-4)
 
 
-def test_what_is_ignored_has_no_weight_and_no_part_in_the_class_frequencies() -> None:
+def test_ignored_voxels_have_no_weight_and_do_not_count_in_the_class_frequencies() -> None:
     ids = np.zeros((1, 4, 10), int)
     ids[0, :, :2], ids[0, :, 8:] = 1, 2
     ignore = np.zeros_like(ids)
-    ignore[0, :, 8:] = 255  # what is left: 8 voxels of a cell, 24 of background
+    ignore[0, :, 8:] = 255  # this leaves 8 voxels of a cell and 24 of background
     out = BorderWeightMap(w0=0)(ids, ignore)[0]
     np.testing.assert_allclose(out[0], [2, 2, *[2 / 3] * 6, 0, 0], rtol=1e-6)
     border = BorderWeightMap(class_weights=None)(ids, ignore)[0]
