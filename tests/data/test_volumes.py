@@ -212,6 +212,12 @@ def _other_qform(image: nib.Nifti1Image) -> None:
     image.header.set_qform(affine, code=1)
 
 
+def _write_itk(path: Path, shape: tuple[int, ...], **options: Any) -> Path:
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(shape, np.uint8), **options), path)
+    return path
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (_values(np.nan), "1 of 210 voxels are NaN or Inf"),
     "Inf": (_values(np.inf), "1 of 210 voxels are NaN or Inf"),
@@ -239,6 +245,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "RGB": (
         lambda f: write(f / "a.nii", data=np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not one number"
     ),
+    "2-D MetaImage": (lambda f: _write_itk(f / "a.mha", (4, 5)), "2-D with 1 numbers per voxel: 3-D with one"),
+    "colour NRRD": (lambda f: _write_itk(f / "a.nrrd", (3, 4, 5, 3), isVector=True), "3-D with 3 numbers per voxel"),
     "truncated .nii": (_bytes("a.nii", lambda c: c[:-9]), r"763 bytes where the header says 772: truncated"),
     "truncated header": (_bytes("a.nii", lambda c: c[:200]), r"not readable"),
     "trailing .nii": (_bytes("a.nii", lambda c: c + b"more"), "776 bytes where the header says 772: followed by"),

@@ -22,7 +22,6 @@ __all__ = ["check_images", "list_images"]
 
 def check_images(
     items: Sequence[Mapping[str, Any]],
-    keys: Sequence[str] = ("image",),
     label_keys: Sequence[str] = (),
     channels: int | None = 1,
     label_values: Sequence[int] | None = None,
@@ -35,9 +34,8 @@ def check_images(
 
     Args:
         items: the datalist, ``[{"image": path, "label": path}, ...]``.
-        keys: the keys of images; every item must have them.
-        label_keys: the keys of labels or masks; every item must have them. One channel, whole numbers, the spatial
-            shape of the item's first image.
+        label_keys: the keys of labels or masks, which every item must have: one channel, whole numbers, the image's
+            spatial shape.
         channels: the channels the network takes; None for any number.
         label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
         other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
@@ -61,31 +59,29 @@ def check_images(
     Traceback (most recent call last):
     monai_unet.errors.InputError: ...mask.png: labels that are not 0/255: 128. Save the labels as 0/255.
     """
-    seen: set[str] = set()
-    readers = {key: MicroscopyReader(channels) for key in keys} | {key: MicroscopyReader(1) for key in label_keys}
+    seen: set[tuple[str, ...]] = set()
+    readers = {"image": MicroscopyReader(channels)} | {key: MicroscopyReader(1) for key in label_keys}
     if not items:
         raise InputError("datalist", "it has no items", "Check the folder or the name of the list")
     with keeping_decoded():
         for index, item in enumerate(items):
-            missing = [key for key in readers if key not in item]
-            if missing:
+            if missing := [key for key in readers if key not in item]:
                 raise InputError(f"datalist item {index}", f"has no {missing[0]!r}, only {list(item)}", "Add its path")
             arrays = {key: reader.get_data(reader.read(item[key]))[0] for key, reader in readers.items()}
-            paths = {key: ensure_tuple(item[key]) for key in readers}
-            for key in keys:
-                name = str(tuple(os.path.realpath(path) for path in paths[key]))
-                if name in seen:
-                    raise InputError(paths[key][0], "listed twice", "Keep one of the two items")
-                seen.add(name)
-                if arrays[key].ndim > 3 and not stacks:
-                    problem = f"a stack of {arrays[key].shape[1]} pages, but only single images are accepted here"
-                    raise InputError(paths[key][0], problem, "Save each page as a file of its own")
-            shape = arrays[keys[0]].shape[1:]
+            image, files = arrays["image"], ensure_tuple(item["image"])
+            real_files = tuple(os.path.realpath(file) for file in files)
+            if real_files in seen:
+                raise InputError(files[0], "listed twice", "Keep one of the two items")
+            seen.add(real_files)
+            if image.ndim > 3 and not stacks:
+                problem = f"a stack of {image.shape[1]} pages, but only single images are accepted here"
+                raise InputError(files[0], problem, "Save each page as a file of its own")
             for key in label_keys:
-                if arrays[key].shape[1:] != shape:
-                    problem = f"labels of another shape: {arrays[key].shape[1:]}, the image {item[keys[0]]} has {shape}"
-                    raise InputError(paths[key][0], problem, "Pair every image with the labels drawn on it")
-                _check_values(paths[key][0], arrays[key], label_values, other_values)
+                path, label = ensure_tuple(item[key])[0], arrays[key]
+                if label.shape[1:] != image.shape[1:]:
+                    problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {image.shape[1:]}"
+                    raise InputError(path, problem, "Pair every image with the labels drawn on it")
+                _check_values(path, label, label_values, other_values)
     return [dict(item) for item in items]
 
 

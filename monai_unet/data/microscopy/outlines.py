@@ -48,17 +48,15 @@ def instance_polygons(ids: NdarrayOrTensor) -> dict[int, list[Polygon]]:
     names, numbers = np.unique(array[array > 0], return_inverse=True)
     image = np.zeros(array.shape, np.int32)
     image[array > 0] = numbers + 1
-    pieces, owners = np.zeros_like(image), list[int]()
+    pieces, polygons = np.zeros_like(image), list[Polygon]()
+    result: dict[int, list[Polygon]] = {}
     for name, box in zip(names.tolist(), ndimage.find_objects(image), strict=True):
         found, count = ndimage.label(array[box] == name)
-        pieces[box][found > 0] = found[found > 0] + len(owners)
-        owners += [int(name)] * count
-    polygons: list[Polygon] = [[] for _ in owners]
+        pieces[box][found > 0] = found[found > 0] + len(polygons)
+        result[int(name)] = [[] for _ in range(count)]
+        polygons += result[int(name)]
     for piece, ring in _rings(pieces):
         polygons[piece - 1].append(ring)
-    result: dict[int, list[Polygon]] = {name: [] for name in owners}
-    for name, polygon in zip(owners, polygons, strict=True):
-        result[name].append(polygon)
     return result
 
 

@@ -16,9 +16,7 @@ from monai_unet.errors import InputError
 __all__ = ["check_volume_pairs"]
 
 
-def check_volume_pairs(
-    items: Sequence[Mapping[str, Any]], label_values: Sequence[int], image_key: str = "image", label_key: str = "label"
-) -> None:
+def check_volume_pairs(items: Sequence[Mapping[str, Any]], label_values: Sequence[int]) -> None:
     """Read every image and label of a MONAI datalist before training starts.
 
     What is decoded here is kept for the next `CheckedVolumeReader` that reads the file, as far as memory allows.
@@ -40,7 +38,7 @@ def check_volume_pairs(
     images, labels = CheckedVolumeReader(), CheckedVolumeReader(label_values)
     with keeping_decoded():
         for item in items:
-            image_path, label_path = (str(Path(item[key])) for key in (image_key, label_key))
+            image_path, label_path = (str(Path(item[key])) for key in ("image", "label"))
             try:
                 image, image_meta = images.get_data((image_path,))
                 label, label_meta = labels.get_data((label_path,))

@@ -6,6 +6,7 @@ here with the header's text and with the bytes that follow it.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -33,7 +34,7 @@ META_SYNONYMS = {
 
 
 class _Header(NamedTuple):
-    affine: Affine  # to LPS
+    fields: dict[str, str]
     voxels: bytes  # all that follows in the file
     other_file: str | None  # that holds the voxels instead
     is_compressed: bool
@@ -46,11 +47,8 @@ def load_itk(path: Path, content: bytes) -> Decoded:
         path: of the file, which SimpleITK reads.
         content: all of the file.
     """
-    sitk = require("SimpleITK", "volumes")
-    try:
-        header = (_nrrd_header if path.name.lower().endswith(NRRD) else _meta_header)(path, content)
-    except KeyError as error:
-        raise InputError(path, f"no {error.args[0]}: the geometry is unknown", SAVE_AGAIN) from error
+    sitk, is_nrrd = require("SimpleITK", "volumes"), path.name.lower().endswith(NRRD)
+    header = (_nrrd_header if is_nrrd else _meta_header)(path, content)
     voxels = header.voxels if header.other_file is None else _read_other(path, header.other_file)
     voxels = _inflate(voxels) if header.is_compressed else voxels
 
@@ -58,12 +56,11 @@ def load_itk(path: Path, content: bytes) -> Decoded:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     components, shape = reader.GetNumberOfComponents(), reader.GetSize()
-    one_voxel = sitk.Image([1] * len(shape), reader.GetPixelID(), components)
-    n_bytes = int(np.prod(shape, dtype=object)) * components * one_voxel.GetSizeOfPixelComponent()
-    check_length(path, len(voxels), n_bytes, "bytes of voxels")
     if components > 1 or len(shape) != 3:
         problem = f"{len(shape)}-D with {components} numbers per voxel: 3-D with one is required"
         raise InputError(path, problem, "Save one volume per file")
+    voxel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_length(path, len(voxels), math.prod(shape) * voxel_bytes, "bytes of voxels")
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -73,7 +70,11 @@ def load_itk(path: Path, content: bytes) -> Decoded:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    if not corner_distance(affine, header.affine, shape) <= 0.01 * voxel_size(header.affine).min():
+    try:
+        stated = np.vstack([(_nrrd_geometry if is_nrrd else _meta_geometry)(header.fields), [0, 0, 0, 1]])
+    except KeyError as error:
+        raise InputError(path, f"no {error.args[0]}: the geometry is unknown", SAVE_AGAIN) from error
+    if not corner_distance(affine, stated, shape) <= 0.01 * voxel_size(stated).min():
         raise InputError(path, "SimpleITK reads another geometry than the header states: it is damaged", SAVE_AGAIN)
     array = sitk.GetArrayFromImage(image)
     if voxels not in (array.tobytes(), array.byteswap().tobytes()):  # SimpleITK hands out what it could not fill
@@ -86,14 +87,19 @@ def _nrrd_header(path: Path, content: bytes) -> _Header:
     head, voxels = (content[: end.start()], content[end.end() :]) if end else (content, b"")
     lines = [line.split(": ", 1) for line in head.decode("latin1").splitlines()[1:] if ": " in line]
     fields = {line[0]: line[1].strip() for line in lines}
-    if (space := fields.get("space", "").lower()) not in NRRD_SPACES:
+    if fields.get("space", "").lower() not in NRRD_SPACES:
         problem = f"space is {fields.get('space')}, which is not anatomical"
         raise InputError(path, problem, "Save it with space LPS or RAS")
     if (encoding := fields.get("encoding", "")) not in ("raw", "gzip", "gz"):
         raise InputError(path, f"encoding {encoding} is not checked here", "Save it as raw or gzip")
+    return _Header(fields, voxels, fields.get("data file", fields.get("datafile")), encoding != "raw")
+
+
+def _nrrd_geometry(fields: dict[str, str]) -> Affine:
+    """Steps and origin as columns (3, 4), in LPS millimetres."""
     vectors = re.findall(r"\(([^)]*)\)", fields["space directions"] + fields["space origin"])
-    columns = np.array([vector.split(",") for vector in vectors], dtype=np.float64) * NRRD_SPACES[space]
-    return _Header(_affine(columns.T), voxels, fields.get("data file", fields.get("datafile")), encoding != "raw")
+    columns = np.array([vector.split(",") for vector in vectors], dtype=np.float64)
+    return (columns * NRRD_SPACES[fields["space"].lower()]).T
 
 
 def _meta_header(path: Path, content: bytes) -> _Header:
@@ -103,17 +109,17 @@ def _meta_header(path: Path, content: bytes) -> _Header:
     fields = {META_SYNONYMS.get(line[0].strip(), line[0].strip()): line[1].strip() for line in lines}
     if not mark or int(fields.get("HeaderSize", 0)):
         raise InputError(path, "no ElementDataFile, or a HeaderSize", SAVE_AGAIN)
+    name = source.decode("latin1").strip(" =\r")
+    is_compressed = fields.get("CompressedData", "False").lower() == "true"
+    return _Header(fields, voxels, None if name.upper() == "LOCAL" else name, is_compressed)
+
+
+def _meta_geometry(fields: dict[str, str]) -> Affine:
+    """Steps and origin as columns (3, 4), in LPS millimetres."""
     matrix, spacing, offset = (
         np.array(fields[key].split(), dtype=np.float64) for key in ("TransformMatrix", "ElementSpacing", "Offset")
     )
-    affine = _affine(np.c_[matrix.reshape(3, 3).T * spacing, offset])
-    name = source.decode("latin1").strip(" =\r")
-    is_compressed = fields.get("CompressedData", "False").lower() == "true"
-    return _Header(affine, voxels, None if name.upper() == "LOCAL" else name, is_compressed)
-
-
-def _affine(columns: Affine) -> Affine:
-    return np.vstack([columns, [0, 0, 0, 1]])
+    return np.c_[matrix.reshape(3, 3).T * spacing, offset]
 
 
 def _read_other(path: Path, name: str) -> bytes:

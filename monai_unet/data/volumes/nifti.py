@@ -36,17 +36,15 @@ def load_nifti(path: Path, content: bytes) -> Decoded:
     if np.isinf(header["scl_slope"]):  # nibabel would leave the values unscaled
         raise InputError(path, "scl_slope is Inf", "Correct it in the header")
     image = kind.from_bytes(content)
-    sform, qform = (get(coded=True)[0] for get in (image.header.get_sform, image.header.get_qform))
-    if sform is None and qform is None:
+    forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    if not forms:
         raise InputError(path, "neither sform nor qform is set: the orientation is unknown", "Set one of them")
-    for form in (sform, qform):
-        if form is not None:
-            check_affine(path, form)
-    if sform is not None and qform is not None:
-        off = corner_distance(sform, qform, (*shape, 1, 1)[:3])
-        if off > 0.01 * voxel.min():
-            problem = f"sform and qform disagree by up to {off:.5g} mm"
-            raise InputError(path, problem, "Delete the wrong one, or copy the right one over it")
+    for form in forms:
+        check_affine(path, form)
+    off = corner_distance(forms[0], forms[-1], (*shape, 1, 1)[:3])
+    if off > 0.01 * voxel.min():
+        problem = f"sform and qform disagree by up to {off:.5g} mm"
+        raise InputError(path, problem, "Delete the wrong one, or copy the right one over it")
     affine = np.array(image.affine, dtype=np.float64)
     if np.abs(voxel_size(affine) / voxel - 1).max() > 0.01:
         problem = f"pixdim says voxels of {size_text(voxel)} mm, the affine {size_text(voxel_size(affine))} mm"
