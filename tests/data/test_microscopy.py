@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import list_data_collate
-from monai.transforms import EnsureChannelFirstd, LoadImage, LoadImaged, SaveImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImage
 from PIL import Image, ImageOps
 
 from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter, check_images, list_images
@@ -46,9 +46,8 @@ def rejects(path: Path, message: str, channels: int | None = 1) -> InputError:
 def test_rows_stay_rows_and_values_stay_values(tmp_path: Path, suffix: str, dtype: type) -> None:
     image = RAMP.astype(dtype)
     Image.fromarray(image).save(tmp_path / f"a{suffix}")
-    loaded = EnsureChannelFirstd("image")(
-        LoadImaged("image", reader=MicroscopyReader())({"image": tmp_path / f"a{suffix}"})
-    )["image"]
+    load = Compose([LoadImaged("image", reader=MicroscopyReader()), EnsureChannelFirstd("image")])
+    loaded = load({"image": tmp_path / f"a{suffix}"})["image"]
     assert loaded.shape == (1, 40, 30)
     assert loaded.dtype == torch.float32
     assert np.array_equal(loaded[0], image)
@@ -57,7 +56,7 @@ def test_rows_stay_rows_and_values_stay_values(tmp_path: Path, suffix: str, dtyp
     assert loaded.meta["filename_or_obj"] == str(tmp_path / f"a{suffix}")
 
 
-def test_wrong_suffix_is_no_matter(tmp_path: Path) -> None:
+def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "really_a_tiff.png", RAMP)
     assert np.array_equal(read(tmp_path / "really_a_tiff.png")[0][0], RAMP)
 
@@ -241,7 +240,7 @@ def test_missing_folder_and_foreign_files(tmp_path: Path) -> None:
     for name in ("a.ome.zarr", "a.svs", "a.ndpi", "a.SCN"):
         rejects(tmp_path / name, f"{refused}Predict with configs/inference_large.yaml .*, or export the region")
     rejects(tmp_path / "a.mrxs", f"{refused}Export the region of interest as TIFF")
-    tifffile.imwrite(tmp_path / "b.tif", RAMP, description="Aperio Image Library v11")  # told by what it holds
+    tifffile.imwrite(tmp_path / "b.tif", RAMP, description="Aperio Image Library v11")  # recognised by its content
     rejects(tmp_path / "b.tif", "whole-slide images are not read here. Predict with configs/inference_large.yaml")
 
 
@@ -256,7 +255,7 @@ def test_no_cut_tiff_loads(tmp_path: Path, compression: str | None, options: dic
         rejects(tmp_path / "cut.tif", "truncated|images declared")
 
 
-def test_what_a_cut_stack_is_told(tmp_path: Path) -> None:
+def test_message_for_a_cut_stack(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 8), metadata=None, compression="zlib")
     whole = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(whole[: len(whole) * 3 // 4])
@@ -264,7 +263,7 @@ def test_what_a_cut_stack_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_what_a_cut_image_is_told(tmp_path: Path, compression: str | None) -> None:
+def test_message_for_a_cut_image(tmp_path: Path, compression: str | None) -> None:
     tifffile.imwrite(tmp_path / "a.tif", RAMP, compression=compression, rowsperstrip=8)
     whole = (tmp_path / "a.tif").read_bytes()
     cut = len(whole) - 3
@@ -310,16 +309,13 @@ def test_cut_png(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_damage_never_passes_as_another_image(tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("damage")
-    suffix = data.draw(st.sampled_from([".png", ".tif"]))
+    path = folder / data.draw(st.sampled_from(["a.png", "a.tif"]))
     image = (RAMP % 256).astype(np.uint8)
-    Image.fromarray(image).save(
-        folder / f"a{suffix}", **({"compression": "tiff_adobe_deflate"} if "t" in suffix else {})
-    )
-    whole = (folder / f"a{suffix}").read_bytes()
-    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    (folder / f"a{suffix}").write_bytes(cut)
+    Image.fromarray(image).save(path, **({"compression": "tiff_adobe_deflate"} if path.suffix == ".tif" else {}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     try:
-        array, _ = read(folder / f"a{suffix}")
+        array, _ = read(path)
     except InputError:
         return
     assert np.array_equal(array[0], image)
@@ -390,19 +386,14 @@ def test_list_images_is_natural_and_complete(tmp_path: Path) -> None:
 
 
 def test_list_images_refuses(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"no image in this folder of 0 entries. Put images of these kinds there: .png"
-    ):
+    message = "no image in this folder of 0 entries. Put images of these kinds there: .png"
+    with pytest.raises(InputError, match=message):
         list_images(tmp_path)
     with pytest.raises(InputError, match="there is no such file or folder"):
         list_images(tmp_path / "none")
     predict = "Predict with configs/inference_large.yaml"
-    for name, cure in {
-        "a.zarr": predict,
-        "b.svs": predict,
-        "c.gif": "Export it as TIFF",
-        "d.mrxs": "Export it",
-    }.items():
+    cures = {"a.zarr": predict, "b.svs": predict, "c.gif": "Export it as TIFF", "d.mrxs": "Export it"}
+    for name, cure in cures.items():
         (tmp_path / name).mkdir() if name == "a.zarr" else (tmp_path / name).touch()
         with pytest.raises(InputError, match=rf"{name[1:]} is not read here. {cure}"):
             list_images(tmp_path / name)
@@ -419,7 +410,7 @@ def pair(tmp_path: Path) -> dict[str, str]:
     return {"image": str(tmp_path / "image.png"), "label": str(tmp_path / "label.png")}
 
 
-def test_check_images_hands_good_items_on(pair: dict[str, str]) -> None:
+def test_check_images_returns_good_items(pair: dict[str, str]) -> None:
     assert check_images([pair], label_keys=("label",), label_values=(0, 255)) == [pair]
     assert check_images([{"image": pair["image"]}]) == [{"image": pair["image"]}]
 
@@ -456,18 +447,8 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
 
 def save(folder: Path, array: np.ndarray, dtype: Any, meta: dict[str, Any] | None = None, **options: Any) -> Path:
     tensor = MetaTensor(torch.from_numpy(array.copy()), meta={"filename_or_obj": "x.tif", **(meta or {})})
-    writer = SaveImaged(
-        "image",
-        writer=MicroscopyWriter,
-        output_dir=folder,
-        output_ext=".tif",
-        output_postfix="out",
-        output_dtype=dtype,
-        separate_folder=False,
-        print_log=False,
-        **options,
-    )
-    writer({"image": tensor})
+    options = {"resample": True, "separate_folder": False, "print_log": False, **options}
+    SaveImage(folder, "out", ".tif", dtype, writer=MicroscopyWriter, **options)(tensor)
     return folder / "x_out.tif"
 
 
@@ -542,16 +523,12 @@ def test_values_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_instances_keep_their_own_dtype_and_are_uint32_where_uint16_ends(tmp_path: Path) -> None:
     ids = np.arange(70_000).reshape(1, 250, 280)
-    path = save(
-        tmp_path / "many",
-        ids.astype(np.int32),
-        None,
-        {"pixel_size_um": np.array([0.5, 0.25]), "affine": np.diag([0.5, 0.25, 1])},
-    )
-    array, meta = read(path)
+    meta = {"pixel_size_um": np.array([0.5, 0.25]), "affine": np.diag([0.5, 0.25, 1])}
+    path = save(tmp_path / "many", ids.astype(np.int32), None, meta)
+    array, found = read(path)
     assert tifffile.imread(path).dtype == np.uint32
     np.testing.assert_array_equal(array.astype(np.int64), ids)
-    assert meta["pixel_size_um"].tolist() == [0.5, 0.25]
+    assert found["pixel_size_um"].tolist() == [0.5, 0.25]
     assert tifffile.imread(save(tmp_path / "few", ids[:, :9].astype(np.uint16), None)).dtype == np.uint16
     with pytest.raises(RuntimeError, match="values from -1 to -1 do not fit uint32 exactly"):
         save(tmp_path, np.full((1, 2, 2), -1, np.int32), None)

@@ -1,8 +1,7 @@
-"""NIfTI, NRRD and MetaImage: what loads has the right world positions; everything else says what is wrong."""
+"""NIfTI, NRRD and MetaImage: either a volume loads with the right world positions, or the error explains why not."""
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import os
@@ -41,7 +40,7 @@ def affine_of(rotation: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, rotation: np.ndarray | None = None, data: np.ndarray = DATA) -> Path:
-    """The volume whose index (i, j, k) lies at rotation @ (spacing * index) + origin, RAS mm."""
+    """Write the volume whose index (i, j, k) is at rotation @ (spacing * index) + origin, RAS mm."""
     rotation = np.eye(3) if rotation is None else rotation
     if path.name.endswith((".nii", ".nii.gz")):
         image = nib.Nifti1Image(data, affine_of(rotation))
@@ -113,7 +112,7 @@ def test_voxels_of_nrrd_stay_as_they_are(tmp_path: Path, name: str, newline: byt
 
 
 @pytest.mark.parametrize("name", ["b.nhdr", "b.mhd"])
-def test_voxels_beside_the_header(tmp_path: Path, name: str) -> None:
+def test_voxels_in_a_file_of_their_own(tmp_path: Path, name: str) -> None:
     array, meta = load(write(tmp_path / name, oblique()))
     np.testing.assert_array_equal(array, DATA)
     np.testing.assert_allclose(meta["affine"], affine_of(oblique()), atol=1e-6)
@@ -138,7 +137,7 @@ def test_nifti_equals_nibabel_reader(tmp_path: Path, big_endian: bool) -> None:
     np.testing.assert_array_equal(array, DATA * 0.5 - 3)
 
 
-@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI registers all its readers and one warns
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI registers all its readers, and one warns
 def test_load_imaged(tmp_path: Path) -> None:
     transform = LoadImaged("image", reader=CheckedVolumeReader(), ensure_channel_first=True)
     assert transform({"image": write(tmp_path / "a.nii")})["image"].shape == (1, *SHAPE)
@@ -150,20 +149,13 @@ def test_load_imaged(tmp_path: Path) -> None:
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 
-def _nifti(
-    edit: Callable[[nib.Nifti1Image], Any], name: str = "a.nii", data: np.ndarray = DATA
-) -> Callable[[Path], Path]:
+def _nifti(edit: Callable[[nib.Nifti1Image], Any]) -> Callable[[Path], Path]:
     def build(folder: Path) -> Path:
-        image = nib.load(write(folder / name, data=data))
+        path = write(folder / "a.nii")
+        image = nib.load(path)
         image.header["vox_offset"] = 352  # nibabel forgets it on loading
         edit(image)
-        raw = image.header.binaryblock
-        path = folder / name
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(path, "rb") as file:
-            content = file.read()
-        with opener(path, "wb") as file:
-            file.write(raw + content[len(raw) :])
+        path.write_bytes(image.header.binaryblock + path.read_bytes()[348:])
         return path
 
     return build

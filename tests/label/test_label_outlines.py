@@ -31,7 +31,7 @@ def test_each_instance_is_an_element_in_pixels_x_first():
         [4],
         [9],
         [1],
-    ]  # 3's hole is lost
+    ]  # the hole of 3 is lost
     x, y = np.array(found[1]["contours"][0]).T
     assert (x.min(), x.max(), y.min(), y.max()) == (3, 5, 1, 3)
 
@@ -42,7 +42,7 @@ def test_an_instance_in_two_pieces_is_one_element_of_two_contours():
     assert [area(ring) for ring in element["contours"]] == [1, 1]
 
 
-def test_only_what_lies_in_the_region_is_told():
+def test_only_instances_in_the_region_are_returned():
     for region, count in (([0, 0, 5, 6], 4), ([3, 0, 2, 3], 1), ([0, 3, 3, 3], 1), ([2, 0, 1, 1], 0)):
         assert len(annotation(IDS, "cell", region)["elements"]) == count, region
     assert annotation(IDS, "cell", [3, 0, 2, 3])["location"] == [3, 0]
@@ -78,7 +78,7 @@ def test_a_mask_comes_back_from_qupath_pixel_by_pixel(instances, tmp_path):
     assert mask.dtype == (np.uint16 if instances else np.uint8)
 
 
-def test_polygons_beyond_the_image_are_cut_and_later_ones_lie_on_top(tmp_path):
+def test_polygons_are_cut_at_the_image_s_border_and_later_ones_are_on_top(tmp_path):
     square = [[-3, -3], [2, -3], [2, 2], [-3, 2], [-3, -3]]
     over = [[1, 0], [9, 0], [9, 1], [1, 1], [1, 0]]
     line = [[0, 0], [3, 0], [0, 0]]

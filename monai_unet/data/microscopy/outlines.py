@@ -64,21 +64,21 @@ def _rings(pieces: np.ndarray) -> Iterator[tuple[int, Ring]]:
     """Trace the rings of 4-connected pieces (H, W), each with its piece's number, in the order of their top edges.
 
     An edge leads from one corner of a pixel to the next, with its piece on the right as seen on the screen. It is known
-    by its first corner and its direction: 0 right, 1 down, 2 left, 3 up.
+    by its first corner and its direction: 0 right, 1 down, 2 left, 3 up. Seen from a corner in direction d, the pixel
+    ahead on the left is number d of the four around the corner, and the one ahead on the right is number d - 3.
     """
     width = pieces.shape[1] + 2
     pixels = np.pad(pieces, 1).ravel()  # a corner has the index of the pixel to its upper left
     steps = np.array([1, width, -1, -width])
     around = np.array([1, width + 1, width, 0])  # from a corner to its pixels, clockwise from the upper right
     views = [pixels[offset : offset + pixels.size - width - 1] for offset in around]
-    ahead = [(left, views[direction - 3]) for direction, left in enumerate(views)]
-    starts = [np.flatnonzero((right > 0) & (right != left)) for left, right in ahead]
-    edges = np.sort(np.concatenate([corners * 4 + direction for direction, corners in enumerate(starts)]))
+    starts = [np.flatnonzero((views[d - 3] > 0) & (views[d - 3] != views[d])) for d in range(4)]
+    edges = np.sort(np.concatenate([corners * 4 + d for d, corners in enumerate(starts)]))
     corner, direction = np.divmod(edges, 4)
     piece = pixels[corner + around[direction - 3]]
 
     end = corner + steps[direction]
-    left, right = (pixels[end + around[side]] == piece for side in (direction, direction - 3))
+    left, right = (pixels[end + around[ahead]] == piece for ahead in (direction, direction - 3))
     turn = np.where(left, -1, np.where(right, 0, 1))  # to the left first: that crosses where pixels meet at a corner
     following = np.searchsorted(edges, end * 4 + (direction + turn) % 4)
     is_vertex = np.zeros(len(edges), bool)
