@@ -1,7 +1,7 @@
 """`make label`: serve a bundle in MONAI Label.
 
-Standard library only: it runs before the environment it builds. Everything is checked before that, so that a wrong word
-costs no minutes.
+Uses the standard library only, because it runs before the environment that it builds. All arguments are checked before
+that, so that a typing error does not cost minutes.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WORK = ROOT / ".label"  # the environment, and the app with its logs
 IMAGES = {2: ("*.png", "*.tif", "*.tiff", "*.jpg", "*.jpeg"), 3: ("*.nii.gz", "*.nii", "*.nrrd")}
-ALONE = ("torchvision", "monailabel", "pydicom-seg")  # their pins contradict the rest: constraints.txt tells why
+NO_DEPS = ("torchvision", "monailabel", "pydicom-seg")  # their pins contradict the others: see constraints.txt
 
 
-class Refused(Exception):
-    """What is wrong, and the cure."""
+class UsageError(Exception):
+    """An argument that cannot be used; the message has the reason and the remedy."""
 
 
 def bundle_folder(name: str) -> Path:
-    """A bundle of this repository by name, or any other by its folder."""
+    """Find a bundle of this repository by its name, or any other one by its folder."""
     known = sorted(path.parents[1].name for path in (ROOT / "bundles").glob("*/configs/inference.yaml"))
     for folder in (ROOT / "bundles" / name, Path(name)):
         if name and (folder / "configs" / "inference.yaml").is_file():
             return folder.resolve()
-    raise Refused(f"there is no bundle {name!r}; say BUNDLE={', BUNDLE='.join(known)}, or the path of one")
+    raise UsageError(f"there is no bundle {name!r}; use BUNDLE={', BUNDLE='.join(known)}, or the path of one")
 
 
 def metadata_of(bundle: Path) -> dict:
@@ -50,65 +50,65 @@ def dimension(metadata: dict) -> int:
 
 
 def check_weights(bundle: Path, given: str) -> None:
-    """The weights are models/model.pt of the bundle; a given file is copied there, and replaces none."""
+    """Check that the bundle has models/model.pt; copy the given file there unless there is one already."""
     weights = bundle / "models" / "model.pt"
     if given:
         if not Path(given).is_file():
-            raise Refused(f"WEIGHTS={given}: there is no such file")
+            raise UsageError(f"WEIGHTS={given}: no such file")
         if weights.is_file() and weights.read_bytes() != Path(given).read_bytes():
-            raise Refused(f"{weights} is there already and would be lost; move it away, or leave out WEIGHTS")
+            raise UsageError(f"{weights} exists and would be overwritten; move it away, or leave out WEIGHTS")
         if not weights.is_file():
             weights.parent.mkdir(exist_ok=True)
             shutil.copyfile(given, weights)
     if not weights.is_file():
-        raise Refused(
-            f"{weights} is missing: train the bundle first (its docs/README.md says how), or say WEIGHTS=a/model.pt"
+        raise UsageError(
+            f"{weights} is missing: train the bundle first (see its docs/README.md), or use WEIGHTS=a/model.pt"
         )
 
 
 def check_studies(studies: str, dims: int) -> str:
-    """A folder with images of this dimension, or the address of a DICOMweb server."""
+    """Check for a folder with images of this dimension, or the address of a DICOMweb server."""
     if studies.startswith(("http://", "https://")):
         return studies
     if not studies:
-        raise Refused("say STUDIES=a/folder/of/images" + (", or STUDIES=http://.../dicom-web" if dims == 3 else ""))
+        raise UsageError("use STUDIES=a/folder/of/images" + (", or STUDIES=http://.../dicom-web" if dims == 3 else ""))
     folder, kinds = Path(studies).expanduser().resolve(), ", ".join(IMAGES[dims])
     if not folder.is_dir():
-        raise Refused(f"STUDIES={studies}: there is no such folder")
+        raise UsageError(f"STUDIES={studies}: no such folder")
     if not any(file for kind in IMAGES[dims] for file in folder.glob(kind)):
         if dims == 3 and any(folder.rglob("*.dcm")):
-            raise Refused(
-                f"STUDIES={studies} holds DICOM files: MONAI Label takes these from a DICOMweb server only, such as "
-                "Orthanc: STUDIES=http://127.0.0.1:8042/dicom-web (docs/annotate.md)"
+            raise UsageError(
+                f"STUDIES={studies} contains DICOM files, which MONAI Label only reads from a DICOMweb server such as "
+                "Orthanc: use STUDIES=http://127.0.0.1:8042/dicom-web (docs/annotate.md)"
             )
-        raise Refused(f"STUDIES={studies} has no image of the kinds {kinds}; subfolders are not searched")
+        raise UsageError(f"STUDIES={studies} has no image {kinds}; move images out of subfolders")
     return str(folder)
 
 
 def check_port(port: int) -> None:
     if not 0 < port < 65536:
-        raise Refused(f"PORT={port} is no port; use 8000")
+        raise UsageError(f"PORT={port} is not a port number; use 8000")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise Refused(
-                f"port {port} is not free ({error.strerror}): stop what uses it, or say PORT=another"
+            raise UsageError(
+                f"port {port} is not free ({error.strerror}): stop the program that uses it, or use another PORT"
             ) from error
 
 
 def check_python() -> None:
     if not (3, 10) <= sys.version_info < (3, 12):
         version = ".".join(map(str, sys.version_info[:2]))
-        raise Refused(f"MONAI Label needs Python 3.10 or 3.11, this is {version}; say PYTHON=python3.11")
+        raise UsageError(f"MONAI Label needs Python 3.10 or 3.11, this is {version}; use PYTHON=python3.11")
 
 
 def environment() -> Path:
-    """The folder of MONAI Label's environment; built where it is missing or its constraints have changed."""
+    """Return the folder of MONAI Label's environment; build it if it is missing or its constraints have changed."""
     folder = Path(os.environ.get("MONAI_UNET_LABEL_ENV", WORK / "environment")).resolve()
     recipe = "".join((HERE / name).read_text() for name in ("constraints.txt", "requirements.txt"))
-    stamp, digest = folder / "ready", hashlib.sha256((recipe + inspect.getsource(mend)).encode()).hexdigest()
+    stamp, digest = folder / "ready", hashlib.sha256((recipe + inspect.getsource(patch_packages)).encode()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return folder
     print(f"Building MONAI Label's environment in {folder}: a few minutes, once.", flush=True)
@@ -116,7 +116,7 @@ def environment() -> Path:
     venv.create(folder, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(HERE / "constraints.txt")]
     subprocess.run([*pip, "-r", str(HERE / "requirements.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", *ALONE], check=True)
+    subprocess.run([*pip, "--no-deps", *NO_DEPS], check=True)
     subprocess.run([*pip[:-2], "--no-deps", "--editable", str(ROOT)], check=True)
     packages = Path(
         subprocess.run(
@@ -124,21 +124,21 @@ def environment() -> Path:
             check=True, capture_output=True, text=True,
         ).stdout.strip()
     )  # fmt: skip
-    mend(packages)
+    patch_packages(packages)
     stamp.write_text(digest)
     return folder
 
 
-def mend(packages: Path) -> None:
-    """The two patches without which MONAI Label's imports fail (see constraints.txt)."""
-    module = packages / "pydicom" / "_storage_sopclass_uids.py"  # pydicom 2 had it, and pydicom-seg asks for it
+def patch_packages(packages: Path) -> None:
+    """Apply the two patches without which the imports of MONAI Label fail (see constraints.txt)."""
+    module = packages / "pydicom" / "_storage_sopclass_uids.py"  # in pydicom 2, and imported by pydicom-seg
     module.write_text("from pydicom.uid import SegmentationStorage\n")
     extension = packages / "torchvision" / "extension.py"
     text = extension.read_text()
     if "monai_unet" not in text:
         extension.write_text(
             text
-            + "\n\nif not _has_ops():  # added by monai_unet: torchvision registers fakes of these two without a look\n"
+            + "\n\nif not _has_ops():  # added by monai_unet: torchvision registers fakes of these two regardless\n"
             '    _library = torch.library.Library("torchvision", "DEF")\n'
             '    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
             '    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
@@ -146,7 +146,7 @@ def mend(packages: Path) -> None:
 
 
 def app_folder(bundle: Path, port: int) -> Path:
-    """A copy of the app for this server, with the bundle linked where MONAI Label looks for it."""
+    """Copy the app for this server, and link the bundle to where MONAI Label looks for it."""
     folder = WORK / f"app-{port}"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(HERE / "app", folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -156,13 +156,13 @@ def app_folder(bundle: Path, port: int) -> Path:
 
 
 def variables(env: Path, metadata: dict) -> dict[str, str]:
-    """What MONAI Label reads from the environment."""
+    """Environment variables for MONAI Label."""
     modality = metadata["network_data_format"]["inputs"]["image"].get("modality", "MR")
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
         **os.environ,
-        "PATH": f"{env / 'bin'}{os.pathsep}{os.environ['PATH']}",  # its trainings run the `python` found there
+        "PATH": f"{env / 'bin'}{os.pathsep}{os.environ['PATH']}",  # its training runs the `python` found there
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(IMAGES[dimension(metadata)]),
     }
 
@@ -174,11 +174,11 @@ def greeting(bundle: Path, dims: int, studies: str, port: int) -> str:
     elif studies.startswith("http"):
         clients = f"a browser: {server}/ohif/   or 3D Slicer, extension MONAI Label, server {server}"
         if port != 8000:
-            clients += "\n  (OHIF's panel assumes port 8000: on another one set its server by hand)"
+            clients += "\n  (OHIF's panel assumes port 8000: set its server by hand)"
     else:
         clients = f"3D Slicer, extension MONAI Label, server {server}"
     return (
-        f"\n  {bundle.name} is served at {server}   (Ctrl-C ends it)\n"
+        f"\n  {bundle.name} is served at {server}   (Ctrl-C stops it)\n"
         f"  images:  {studies}\n  open:    {clients}\n"
         f"  check:   {server}/info/\n  runs:    mlflow ui --backend-store-uri sqlite:///{ROOT / 'mlflow.db'}\n"
     )
@@ -204,7 +204,7 @@ def main() -> int:
         studies = check_studies(args.studies, dims)
         check_port(args.port)
         check_python()
-    except Refused as error:
+    except UsageError as error:
         print(f"make label: {error}", file=sys.stderr)
         return 2
     env = environment()
@@ -218,7 +218,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
     server = subprocess.Popen(command, env=variables(env, metadata), cwd=ROOT, start_new_session=True)
     try:
         return server.wait()
@@ -229,9 +229,9 @@ def main() -> int:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C for the server, its scoring and its training, which saves its state; half a minute later, by force."""
-    with contextlib.suppress(ProcessLookupError):  # none is left
-        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: by force at once
+    """Interrupt the server, its scoring and its training, which saves its state; kill them half a minute later."""
+    with contextlib.suppress(ProcessLookupError):  # all have ended
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: kill at once
             os.killpg(server.pid, signal.SIGINT)
             for _ in range(300):
                 server.poll()

@@ -1,4 +1,4 @@
-"""`make label` says what is wrong before it builds anything."""
+"""`make label` reports errors before it builds anything."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def studies(tmp_path: Path) -> Path:
     return folder
 
 
-def said(monkeypatch, capsys, *arguments: object) -> str:
-    """What `make label` prints when it refuses; it must not come as far as building the environment."""
-    monkeypatch.setattr(serve, "environment", lambda: pytest.fail("went on"))
+def error_of(monkeypatch, capsys, *arguments: object) -> str:
+    """Return the error that `make label` prints; it must stop before it builds the environment."""
+    monkeypatch.setattr(serve, "environment", lambda: pytest.fail("did not stop"))
     monkeypatch.setattr(sys, "argv", ["serve.py", *map(str, arguments)])
     assert serve.main() == 2
     return capsys.readouterr().err
@@ -46,50 +46,51 @@ def said(monkeypatch, capsys, *arguments: object) -> str:
 
 @pytest.mark.parametrize("name", ["", "hart_segmentation", "docs"])
 def test_an_unknown_bundle(name, studies, monkeypatch, capsys):
-    text = said(monkeypatch, capsys, "--bundle", name, "--studies", studies)
-    assert f"there is no bundle {name!r}; say BUNDLE=cell_segmentation, BUNDLE=em_membrane_segmentation" in text
+    text = error_of(monkeypatch, capsys, "--bundle", name, "--studies", studies)
+    assert f"there is no bundle {name!r}; use BUNDLE=cell_segmentation, BUNDLE=em_membrane_segmentation" in text
 
 
 def test_missing_weights(bundle, studies, monkeypatch, capsys):
     weights = bundle / "models" / "model.pt"
     weights.unlink()
-    text = said(monkeypatch, capsys, "--bundle", bundle, "--studies", studies)
+    text = error_of(monkeypatch, capsys, "--bundle", bundle, "--studies", studies)
     assert (
-        f"{weights} is missing: train the bundle first (its docs/README.md says how), or say WEIGHTS=a/model.pt" in text
+        f"{weights} is missing: train the bundle first (see its docs/README.md), or use WEIGHTS=path/of/model.pt"
+        in text
     )
 
 
-def test_given_weights_are_copied_and_replace_none(bundle, studies, tmp_path, monkeypatch, capsys):
+def test_given_weights_are_copied_but_never_overwrite(bundle, studies, tmp_path, monkeypatch, capsys):
     weights, given = bundle / "models" / "model.pt", tmp_path / "mine.pt"
     command = ("--bundle", bundle, "--studies", studies, "--weights", given)
-    assert f"WEIGHTS={given}: there is no such file" in said(monkeypatch, capsys, *command)
+    assert f"WEIGHTS={given}: no such file" in error_of(monkeypatch, capsys, *command)
     given.write_bytes(b"mine")
-    assert f"{weights} is there already and would be lost" in said(monkeypatch, capsys, *command)
+    assert f"{weights} exists and would be overwritten" in error_of(monkeypatch, capsys, *command)
     assert weights.read_bytes() == b"weights"
     weights.unlink()
     weights.parent.rmdir()
     serve.check_weights(bundle, str(given))
     assert weights.read_bytes() == b"mine"
-    serve.check_weights(bundle, str(given))  # the same again is none the worse
+    serve.check_weights(bundle, str(given))  # the same again changes nothing
     serve.check_weights(bundle, str(weights))
 
 
-def test_studies_that_are_no_folder_or_hold_nothing(bundle, tmp_path, monkeypatch, capsys):
+def test_studies_without_a_folder_or_images(bundle, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "studies"
     command = ("--bundle", bundle, "--studies", folder)
-    assert f"STUDIES={folder}: there is no such folder" in said(monkeypatch, capsys, *command)
+    assert f"STUDIES={folder}: no such folder" in error_of(monkeypatch, capsys, *command)
     (folder / "deeper").mkdir(parents=True)
     (folder / "deeper" / "one.png").touch()
     (folder / "notes.txt").touch()
-    text = said(monkeypatch, capsys, *command)
-    assert f"STUDIES={folder} has no image of the kinds *.png, *.tif, *.tiff, *.jpg, *.jpeg; subfolders" in text
-    assert "say STUDIES=a/folder/of/images" in said(monkeypatch, capsys, "--bundle", bundle)
+    text = error_of(monkeypatch, capsys, *command)
+    assert f"STUDIES={folder} has no image *.png, *.tif, *.tiff, *.jpg, *.jpeg; move images out of" in text
+    assert "use STUDIES=a/folder/of/images" in error_of(monkeypatch, capsys, "--bundle", bundle)
 
 
-def test_a_folder_of_dicom_files_is_sent_to_a_server(tmp_path):
+def test_a_folder_of_dicom_files_needs_a_server(tmp_path):
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "1.dcm").touch()
-    with pytest.raises(serve.Refused, match="holds DICOM files: MONAI Label takes these from a DICOMweb server only"):
+    with pytest.raises(serve.UsageError, match="contains DICOM files, which MONAI Label only reads from a"):
         serve.check_studies(str(tmp_path), 3)
     assert serve.check_studies("http://127.0.0.1:8042/dicom-web", 3) == "http://127.0.0.1:8042/dicom-web"
 
@@ -100,18 +101,21 @@ def test_a_port_in_use_or_out_of_range(bundle, studies, monkeypatch, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         command = ("--bundle", bundle, "--studies", studies)
-        text = said(monkeypatch, capsys, *command, "--port", port)
-        assert f"port {port} is not free (Address already in use): stop what uses it, or say PORT=another" in text
-        assert "PORT=99999 is no port; use 8000" in said(monkeypatch, capsys, *command, "--port", 99999)
+        text = error_of(monkeypatch, capsys, *command, "--port", port)
+        assert (
+            f"port {port} is not free (Address already in use): stop the program that uses it, or use another PORT"
+            in text
+        )
+        assert "PORT=99999 is not a port number; use 8000" in error_of(monkeypatch, capsys, *command, "--port", 99999)
 
 
-def test_a_python_without_what_monai_label_imports(monkeypatch):
+def test_a_python_that_monai_label_does_not_support(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
-    with pytest.raises(serve.Refused, match="needs Python 3.10 or 3.11, this is 3.13; say PYTHON=python3.11"):
+    with pytest.raises(serve.UsageError, match="needs Python 3.10 or 3.11, this is 3.13; use PYTHON=python3.11"):
         serve.check_python()
 
 
-def test_the_makefile_hands_all_over(tmp_path):
+def test_the_makefile_passes_all_arguments(tmp_path):
     done = subprocess.run(
         ["make", "label", "BUNDLE=none", "STUDIES=none", "PORT=1"],
         cwd=ROOT,
@@ -120,32 +124,32 @@ def test_the_makefile_hands_all_over(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("make label: there is no bundle 'none'; say BUNDLE=")
+    assert done.stderr.startswith("make label: there is no bundle 'none'; use BUNDLE=")
 
 
-def test_what_the_server_has_started_ends_with_it(monkeypatch):
-    """Its scoring and training are processes of their own, and need not heed what ends the server."""
-    monkeypatch.setattr(serve.time, "sleep", lambda seconds: None)  # no half minute
+def test_processes_started_by_the_server_end_with_it(monkeypatch):
+    """Its scoring and training are separate processes, which may ignore the signal that stops the server."""
+    monkeypatch.setattr(serve.time, "sleep", lambda seconds: None)  # do not wait half a minute
     deaf = "trap '' INT; sleep 1000 & echo ready; wait"
     server = subprocess.Popen(["bash", "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
     assert server.stdout is not None
     with server.stdout as out:
         out.readline()
         serve.end(server)
-        assert out.read() == b"", "closed by all who held it"
+        assert out.read() == b"", "closed by all processes that had it open"
     assert server.returncode == -signal.SIGKILL
     serve.end(server)
 
 
-def test_all_is_well(bundle, studies, monkeypatch, tmp_path):
-    """The bundle is linked into a fresh copy of the app, and the server is told what it must not ask the internet."""
+def test_the_server_is_started(bundle, studies, monkeypatch, tmp_path):
+    """The bundle is linked into a fresh copy of the app, and the server gets the options that keep it offline."""
     monkeypatch.setattr(serve, "WORK", tmp_path / "work")
     monkeypatch.setattr(serve, "environment", lambda: tmp_path / "env")
     monkeypatch.setattr(sys, "argv", ["serve.py", "--bundle", str(bundle), "--studies", str(studies), "--port", "8765"])
     started = {}
 
     class Server:
-        pid = 1 << 30  # none has it
+        pid = 1 << 30  # not in use
 
         def __init__(self, command, env, cwd, start_new_session):
             started.update(command=command, env=env)
@@ -176,7 +180,7 @@ def test_all_is_well(bundle, studies, monkeypatch, tmp_path):
         (3, "http://x/dicom-web", 8001, ["http://127.0.0.1:8001/ohif/", "OHIF's panel assumes port 8000"]),
     ],
 )
-def test_it_says_what_to_open(dims, studies, port, words):
+def test_the_greeting_names_the_clients(dims, studies, port, words):
     text = serve.greeting(Path("bundles/some_segmentation"), dims, studies, port)
     assert all(word in text for word in words)
     assert ("assumes" in text) == any("assumes" in word for word in words)
