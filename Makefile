@@ -1,6 +1,6 @@
 # What a person would type; `make demo` and `make test` need nothing but Python >= 3.10, pip and make.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 EM := bundles/em_membrane_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(EM)
 

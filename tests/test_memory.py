@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from platforms import LINUX
 
 from monai_unet import memory
 from monai_unet.memory import available_bytes, keep_freed_memory, measured_bytes, out_of_memory
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to read or set")
 CPU = torch.device("cpu")
 
 

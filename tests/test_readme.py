@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from bright_network import save_bright_network
 from PIL import Image
+from platforms import POSIX
 
 from monai_unet.datasets import prepare
 
@@ -26,6 +27,7 @@ BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_tex
 TINY = shlex.split('--features "[2, 3]" --tile_size 100 --max_epochs 1 --steps_per_epoch 2 --val_interval 1')
 
 
+@POSIX
 @pytest.mark.timeout(900)
 def test_every_block_runs(tmp_path):
     assert len(BLOCKS) >= 7

@@ -37,8 +37,8 @@ def _root(root: str | os.PathLike[str] | None = None) -> Path:
 def default_folder(name: str) -> Path:
     """Name the folder where `prepare` writes dataset.json if no other is given: next to the archive.
 
-    >>> default_folder("isbi2012").relative_to(_root())
-    PosixPath('isbi2012/isbi2012')
+    >>> default_folder("isbi2012").relative_to(_root()).as_posix()
+    'isbi2012/isbi2012'
     """
     return (_root() / cards()[name]["folder"]).parent / name
 

@@ -82,7 +82,7 @@ class Scores:
 
         for name, content in _files({**self.facts, "overall": overall, "images": rows}).items():
             with replacing(self.folder / name) as partial:
-                partial.write_text(content)
+                partial.write_text(content, encoding="utf-8", newline="")  # csv writes its own line ends
         journal = self.tracking.journal if self.tracking is not None else None
         if journal is not None:  # file names may be patients' names, so there the images have numbers
             rows = [{**row, "image": number} for number, row in enumerate(rows, start=1)]

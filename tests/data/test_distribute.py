@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -114,7 +113,7 @@ predict(Path({str(image)!r}), "there", {address!r}, (32, 64, 128))
         while len(list(marks.glob("c/*/*"))) < 5:
             assert run.poll() is None
             time.sleep(0.01)
-        first.send_signal(signal.SIGKILL)
+        first.kill()
         first.wait()
         left = len(list(marks.glob("c/*/*")))
         worker()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -309,7 +308,7 @@ def test_a_killed_process_loses_no_tile_that_was_marked(tmp_path):
         process = subprocess.Popen(command)
         while len(list(out.glob("progress/tiles/c/*/*"))) < marks:
             assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     subprocess.run(command, check=True)
     check(out, image)

@@ -18,6 +18,7 @@ pytest.importorskip("highdicom")
 
 import dicom_cases as cases
 from dicom_cases import SLICES, uid, write_series
+from platforms import POSIX
 from pydicom.uid import SegmentationStorage
 
 from monai_unet.data.__main__ import main
@@ -185,6 +186,7 @@ def test_the_results_folder_is_not_the_input(tmp_path: Path) -> None:
         find_studies(tmp_path, without=tmp_path)
 
 
+@POSIX
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     nifti(tmp_path / "store" / "a.nii.gz")
     (tmp_path / "in" / "deep").mkdir(parents=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from platforms import LINUX, POSIX
 from sqlalchemy import Engine, event
 
 from monai_unet.errors import InputError
@@ -244,6 +245,7 @@ def test_a_journal_is_locked_from_its_first_line(tmp_path, store, client, experi
     assert not live.folder.exists()
 
 
+@POSIX
 def test_the_lock_of_another_process_falls_with_it(tmp_path, store, experiment):
     received, sent = os.pipe()
     child = os.fork()
@@ -284,6 +286,7 @@ def test_the_next_training_sends_the_rest_of_the_last_one(tmp_path, store, clien
     assert losses(client, found["RUNNING"]) == [(1, 1), (2, 1 / 2)]
 
 
+@LINUX
 def test_a_full_disk_ends_no_training(tmp_path, caplog):
     journal = begin(tmp_path / "key", NOBODY, "experiment")
     journal._file.close()
@@ -329,6 +332,7 @@ def die_creating(uri: str) -> None:
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
+@POSIX
 def test_a_process_killed_while_mlflow_creates_its_file_leaves_none(tmp_path):
     file = tmp_path / "mlflow.db"
     die_creating(f"sqlite:///{file}")
@@ -346,6 +350,7 @@ def test_a_store_that_appears_meanwhile_is_kept(tmp_path, empty_store, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
+@POSIX
 def test_a_half_made_store_is_recognised(tmp_path, monkeypatch):
     file = tmp_path / "mlflow.db"
     with monkeypatch.context() as patch:

@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import StatsHandler, ValidationHandler
+from platforms import POSIX
 from serving import free_port, wait_for
 
 from monai_unet.errors import InputError
@@ -164,6 +165,7 @@ def test_terminated_in_order_is_finished_and_without_completion_killed(client, e
     assert [run.info.status for run in runs(client, experiment)] == ["FINISHED", "KILLED"]
 
 
+@POSIX
 def test_a_killed_training_stays_running_and_the_next_does_not_join_it(client, experiment):
     """SIGKILL in a forked child; then a new training, and one that resumes."""
 

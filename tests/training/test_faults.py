@@ -11,6 +11,7 @@ import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from tiny_training import items, train
 
 from monai_unet.tracking import Tracking
 from monai_unet.training import Guards, checkpoints
+
+if sys.platform == "win32":
+    pytest.skip("each training run is a forked process", allow_module_level=True)
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from monai.data import Dataset
 from monai.transforms import Compose, RandScaleIntensityd
+from platforms import POSIX
 from tiny_training import train
 
 from monai_unet.data import InputError
@@ -28,7 +29,7 @@ def interrupt(number: int = signal.SIGTERM, at: int = 0):
 
     def on_step(engine):
         if engine.state.iteration == at:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     return on_step
 
@@ -73,13 +74,14 @@ def test_with_two_workers_and_other_validations_the_curve_is_the_same(whole, tmp
     assert {**first, **second} == whole[1]
 
 
+@POSIX
 def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_at_work(whole, tmp_path):
     def fault(engine):
         if engine.state.iteration == 6:
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGTERM)
             time.sleep(0.5)  # a worker that dies of it breaks the training now
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(TrainingStopped, match="SIGTERM after step 6") as error:
         train(tmp_path, workers=2, on_step=fault)
@@ -93,7 +95,7 @@ def test_stopped_in_a_validation_it_validates_again(whole, tmp_path):
     def on_validation(engine):
         validations.append((engine.state.epoch, engine.state.best_metric_epoch))
         if len(validations) == 3:  # the second epoch's first image
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(TrainingStopped, match="SIGINT after step 8"):
         train(tmp_path, on_validation=on_validation)

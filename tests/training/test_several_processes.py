@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tiny_training import train
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_unet.training import Guards
+
+if sys.platform == "win32":
+    pytest.skip("each training run is a forked process", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
