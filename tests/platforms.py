@@ -6,7 +6,5 @@ import sys
 
 import pytest
 
-POSIX = pytest.mark.skipif(
-    sys.platform == "win32", reason="needs fork, signals, links or a POSIX shell"
-)
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs fork, signals, links or a POSIX shell")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /dev, or limits a process as Linux does")
