@@ -10,7 +10,7 @@ import pytest
 from monai_unet.data.dicom.reader import DICOM_SUFFIXES
 from monai_unet.data.large.reader import TIFFS
 from monai_unet.data.microscopy.reader import OUT_OF_SCOPE, SUFFIXES
-from monai_unet.data.studies.find import VOLUMES
+from monai_unet.data.volumes.reader import META, NIFTI, NRRD
 from monai_unet.tracking.redaction import file_names, redact_config, redact_parameter, redact_text
 
 PATIENT = "Mustermann"
@@ -67,7 +67,7 @@ def test_redact_text():
     assert redact_text(text) == "'a' in <path>: no such file: '<path>', it isn't <path> can't be"
 
 
-READ = {*SUFFIXES, *OUT_OF_SCOPE, *TIFFS, *DICOM_SUFFIXES, *VOLUMES}
+READ = {*SUFFIXES, *OUT_OF_SCOPE, *TIFFS, *DICOM_SUFFIXES, *NIFTI, *NRRD, *META}
 OTHERS = {".vsi", ".czi", ".lif", ".nd2", ".btf", ".mgz", ".img", ".hdr", ".h5", ".npy", ".zip", ".tar.gz", ".ome.zarr"}
 
 
