@@ -10,7 +10,6 @@ import nibabel as nib
 from monai.data.utils import affine_to_spacing
 from monai.utils import MetaKeys
 
-from monai_unet.data.dicom.reader import DicomSeriesReader
 from monai_unet.data.studies.find import find_studies
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader
@@ -52,12 +51,12 @@ def _rows(study: Study) -> Iterator[tuple[str, ...]]:
         return
     pseudonyms = Pseudonyms()
     for uid in study.series:
-        kind, size, voxel, axes, problem = _described(study, DicomSeriesReader(series=uid))
+        kind, size, voxel, axes, problem = _described(study, StudyReader(series=uid))
         among = f"one of {len(study.series)} series of {study.name}: choose one with --series_uid"
         yield (pseudonyms(uid), kind, size, voxel, axes, f"{among}. {problem}" if problem else among)
 
 
-def _described(study: Study, reader: StudyReader | DicomSeriesReader) -> tuple[str, ...]:
+def _described(study: Study, reader: StudyReader) -> tuple[str, ...]:
     try:
         array, meta = reader.get_data(study.files)
     except InputError as error:

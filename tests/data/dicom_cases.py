@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import os
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -16,6 +21,11 @@ SPACING = (0.8, 0.7)  # between rows, between columns
 STEP = 2.5
 ORIGIN = np.array([-12.5, 31.25, -40.0])
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+
+#: Directions of rows and columns: all 24 along the axes, and an oblique one.
+AXES = [sign * np.eye(3)[i] for i in range(3) for sign in (1, -1)]
+ALIGNED = [(a, b) for a, b in itertools.product(AXES, AXES) if a @ b == 0]
+OBLIQUE = tuple(np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0][:2])
 
 Edit = Callable[[Dataset, int], Any]
 
@@ -115,3 +125,24 @@ def enhanced(order: Sequence[int] = range(SLICES), step: float = STEP) -> FileDa
     )
     pixels(dataset, np.stack([stored(k) for k in order]))
     return dataset
+
+
+def real(name: str) -> Path:
+    if "MONAI_UNET_DATA" not in os.environ:
+        pytest.skip("MONAI_UNET_DATA is not set: the real files are not here")
+    return Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / name
+
+
+def out_of_memory(*args: Any, **kwargs: Any) -> None:
+    raise MemoryError
+
+
+@contextmanager
+def memory_below(limit: float) -> Iterator[None]:
+    """Fails if the block has allocated more bytes at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import shutil
 import sys
 import threading
-import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dicom_cases as cases
 import numpy as np
+import pydicom
 import pytest
+from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, real, uid, world, write_series
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged
-
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("highdicom")
-
-import dicom_cases as cases  # noqa: E402
-from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series  # noqa: E402
-from pydicom.uid import (  # noqa: E402
+from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
     SegmentationStorage,
 )
 
-from monai_unet.data.dicom.reader import DicomSeriesReader  # noqa: E402
-from monai_unet.data.dicom.series import read_series  # noqa: E402
-from monai_unet.errors import InputError  # noqa: E402
+from monai_unet.data.dicom.reader import DicomSeriesReader
+from monai_unet.data.dicom.series import read_series
+from monai_unet.errors import InputError
 
 
 def load(*paths: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -439,17 +434,7 @@ def test_skipped_files_are_logged_without_names(tmp_path: Path, caplog: pytest.L
     assert str(tmp_path) not in caplog.text
 
 
-def _axis_aligned() -> list[tuple[Any, Any]]:
-    axes = [sign * np.eye(3)[i] for i in range(3) for sign in (1, -1)]
-    return [(a, b) for a, b in itertools.product(axes, axes) if a @ b == 0]
-
-
-def _oblique() -> tuple[Any, Any]:
-    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
-    return turned[0], turned[1]
-
-
-@pytest.mark.parametrize("orientation", [*_axis_aligned(), _oblique()])
+@pytest.mark.parametrize("orientation", [*cases.ALIGNED, cases.OBLIQUE])
 @pytest.mark.parametrize("step", [cases.STEP, 0.6])
 def test_world_coordinates(tmp_path: Path, orientation: Any, step: float) -> None:
     write_series(tmp_path, slices=[2, 0, 1], orientation=orientation, step=step)
@@ -517,11 +502,7 @@ def test_threads_that_read_at_once_leave_logs_and_warnings_as_they_were(
 @pytest.mark.parametrize("where", ["pydicom.dcmread", "highdicom.Image.get_frames"])
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     write_series(tmp_path)
-
-    def fails(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(where, fails)
+    monkeypatch.setattr(where, cases.out_of_memory)
     with pytest.raises(MemoryError):
         load(tmp_path)
 
@@ -534,12 +515,8 @@ def test_a_large_neighbour_is_not_read(tmp_path: Path, packed: bool) -> None:
         film.truncate(size)
     if packed:
         shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
-    tracemalloc.start()
-    try:
+    with cases.memory_below(size / 2):
         assert_in_place(*load(tmp_path / "study.zip" if packed else tmp_path / "study"))
-        assert tracemalloc.get_traced_memory()[1] < size / 2
-    finally:
-        tracemalloc.stop()
 
 
 # -- real files ------------------------------------------------------------------------------------------------------
@@ -585,23 +562,17 @@ REAL: dict[str, tuple[int, int, int] | str] = {
 }
 
 
-def _real(name: str) -> Path:
-    if "MONAI_UNET_DATA" not in os.environ:
-        pytest.skip("MONAI_UNET_DATA is not set: the real files are not here")
-    return Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / name
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_real(name: str) -> None:
     outcome = REAL[name]
     if isinstance(outcome, str):
         with pytest.raises(InputError, match=outcome):
-            load(_real(name))
+            load(real(name))
         return
-    array, meta = load(_real(name))
+    array, meta = load(real(name))
     assert array.shape == outcome
     # every slice's own corner, read from its file, is where the affine says
-    series = read_series([_real(name)])
+    series = read_series([real(name)])
     if len(series.headers) == outcome[2]:
         for k, plane in enumerate(series.order):
             corner = np.array(series.headers[plane].ImagePositionPatient, dtype=float) * [-1, -1, 1]
@@ -609,18 +580,18 @@ def test_real(name: str) -> None:
 
 
 def test_real_transfer_syntaxes_agree() -> None:
-    arrays = [load(path)[0] for path in sorted(_real("odd/cornerstone").glob("CTImage*"))]
+    arrays = [load(path)[0] for path in sorted(real("odd/cornerstone").glob("CTImage*"))]
     assert len(arrays) == 5
     for array in arrays[1:]:
         np.testing.assert_array_equal(array, arrays[0])
-    small = [load(_real(f"odd/pydicom/MR_small{n}.dcm"))[0] for n in ("", "_RLE", "_jp2klossless", "_jpeg_ls_lossless")]
+    small = [load(real(f"odd/pydicom/MR_small{n}.dcm"))[0] for n in ("", "_RLE", "_jp2klossless", "_jpeg_ls_lossless")]
     for array in small[1:]:
         np.testing.assert_array_equal(array, small[0])
 
 
 def test_real_multiframe_equals_its_single_frames() -> None:
     for size in ("23x38x3", "24x38x3"):
-        single, multi = (load(_real(f"odd/dcmqi/{size}/{kind}")) for kind in ("image", "multiframe"))
+        single, multi = (load(real(f"odd/dcmqi/{size}/{kind}")) for kind in ("image", "multiframe"))
         np.testing.assert_array_equal(single[0], multi[0])
         np.testing.assert_allclose(single[1]["affine"], multi[1]["affine"], atol=1e-6)
 

@@ -9,19 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dicom_cases as cases
 import numpy as np
+import pydicom
 import pytest
+from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series
 from scipy.spatial import cKDTree
 
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("highdicom")
-
-import dicom_cases as cases  # noqa: E402
-from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_series  # noqa: E402
-
-from monai_unet.data.dicom.reader import read_volume  # noqa: E402
-from monai_unet.data.dicom.segmentation import write_seg  # noqa: E402
-from monai_unet.data.dicom.series import Series, read_series  # noqa: E402
+from monai_unet.data.dicom.reader import read_volume
+from monai_unet.data.dicom.segmentation import write_seg
+from monai_unet.data.dicom.series import Series, read_series
 
 CATEGORY = ["123037004", "SCT", "Anatomical Structure"]
 SEGMENTS = [
@@ -227,8 +224,7 @@ def complaints(path: Path) -> str:
 def _cases(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 3, (COLUMNS, ROWS, SLICES)).astype(np.uint8)
-    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
-    write_series(folder / "oblique", orientation=(turned[0], turned[1]), step=0.6)
+    write_series(folder / "oblique", orientation=cases.OBLIQUE, step=0.6)
     write_series(folder / "empty")
     write_series(folder / "bare", _bare)
     (folder / "multi").mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -12,24 +11,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import dicom_cases as cases
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
+from bundle_driver import driver
+from dicom_cases import COLUMNS, ROWS, SLICES, real, uid, world, write_series
+from test_dicom_seg import assert_classes_in_place, classes, complaints
+from test_studies import nifti, series
 from torch import nn
 
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("highdicom")
-
-import dicom_cases as cases  # noqa: E402
-from bundle_driver import driver  # noqa: E402
-from dicom_cases import COLUMNS, ROWS, SLICES, uid, world, write_series  # noqa: E402
-from test_dicom_seg import assert_classes_in_place, classes, complaints  # noqa: E402
-from test_studies import nifti, series  # noqa: E402
-
-from monai_unet.data.studies.predict import StudyWriter  # noqa: E402
-from monai_unet.data.studies.pseudonyms import Pseudonyms  # noqa: E402
-from monai_unet.networks import ValidUNet  # noqa: E402
+from monai_unet.data.studies.predict import StudyWriter
+from monai_unet.data.studies.pseudonyms import Pseudonyms
+from monai_unet.networks import ValidUNet
 
 pytestmark = [
     # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
@@ -71,18 +67,11 @@ def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str
     return sorted(path.name for path in out.iterdir())
 
 
-def _orientations() -> dict[str, dict[str, Any]]:
-    axes = [sign * np.eye(3)[i] for i in range(3) for sign in (1, -1)]
-    pairs = [(a, b) for a in axes for b in axes if a @ b == 0]
-    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
-    found = {f"{i:02d}": {"orientation": pair, "step": 2.5} for i, pair in enumerate(pairs)}
-    return {**found, "oblique": {"orientation": (turned[0], turned[1]), "step": 0.6}}
-
-
 @pytest.mark.timeout(1200)  # 30 studies
 def test_every_voxel_stays_in_place_in_all_orientations(tmp_path: Path) -> None:
     """24 axis-aligned orientations and an oblique one, anisotropic (0.7 × 0.8 × 2.5 or 0.6 mm), DICOM and NIfTI."""
-    orientations = _orientations()
+    orientations = {f"{i:02d}": {"orientation": pair, "step": 2.5} for i, pair in enumerate(cases.ALIGNED)}
+    orientations["oblique"] = {"orientation": cases.OBLIQUE, "step": 0.6}
     assert len(orientations) == 25
     nifti = list(orientations)[::6]  # the last is the oblique one
     codes = np.arange(3 * ROWS * COLUMNS).reshape(3, ROWS, COLUMNS)
@@ -124,8 +113,7 @@ class Half(nn.Module):
 
 def test_another_spacing_comes_back_to_the_source_grid(tmp_path: Path) -> None:
     """An oblique series of 0.7 × 0.8 × 2.5 mm, seen at 1 mm; the border is an oblique plane through its centre."""
-    turned = np.linalg.qr(np.array([[3.0, 1, -1], [0.4, 2, 0.7], [-0.2, 0.9, 1.5]]))[0]
-    geometry = {"orientation": (turned[0], turned[1])}
+    geometry = {"orientation": cases.OBLIQUE}
     places = world(np.indices((SLICES, ROWS, COLUMNS)).reshape(3, -1).T, **geometry)
     distance = ((places - places.mean(0)) @ [0.6, 0.48, 0.64]).reshape(SLICES, ROWS, COLUMNS)
 
@@ -141,7 +129,7 @@ def test_another_spacing_comes_back_to_the_source_grid(tmp_path: Path) -> None:
     found = np.zeros((SLICES, ROWS, COLUMNS), bool)
     for frame, group in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float) - cases.ORIGIN
-        found[round(float(position @ np.cross(turned[0], turned[1])) / cases.STEP)] = frame
+        found[round(float(position @ np.cross(*cases.OBLIQUE)) / cases.STEP)] = frame
     clear = np.abs(distance) > 0.5
     np.testing.assert_array_equal(found[clear], distance[clear] > 0)
 
@@ -211,11 +199,7 @@ def test_a_slice_is_opened_three_times_from_finding_to_writing(tmp_path: Path, m
 
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series(tmp_path / "in", "one", slices=range(3))
-
-    def fails(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("highdicom.Image.get_frames", fails)
+    monkeypatch.setattr("highdicom.Image.get_frames", cases.out_of_memory)
     predict(tmp_path / "in", tmp_path / "out", status=1)
     (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert failure["problem"] == "out of memory"
@@ -353,25 +337,19 @@ def test_every_study_has_its_item_and_is_predicted_once(tmp_path: Path, monkeypa
 # -- real series -----------------------------------------------------------------------------------------------------
 
 
-def _real(name: str) -> Path:
-    if "MONAI_UNET_DATA" not in os.environ:
-        pytest.skip("MONAI_UNET_DATA is not set: the real series are not here")
-    return Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / name
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_real_odd_files(tmp_path: Path) -> None:
     """Every file of odd sources gives a SEG without errors, or a failure that says why."""
     root = tmp_path / "in"
-    for k, path in enumerate(sorted(_real("odd/pydicom").iterdir())):
+    for k, path in enumerate(sorted(real("odd/pydicom").iterdir())):
         if path.is_file():
             (root / f"{k:02d}").mkdir(parents=True)
             shutil.copy(path, root / f"{k:02d}")
     for name in ("gantrytilting/001", "sliceincrement/001", "sliceincrement/002", "siemens_multiframe/anatomical/001"):
-        shutil.copytree(_real("odd/dicom2nifti") / name, root / name.replace("/", "_"))
+        shutil.copytree(real("odd/dicom2nifti") / name, root / name.replace("/", "_"))
     for name in ("23x38x3/image", "24x38x3/multiframe"):
-        shutil.copytree(_real("odd/dcmqi") / name, root / name.replace("/", "_"))
+        shutil.copytree(real("odd/dcmqi") / name, root / name.replace("/", "_"))
     found = predict(root, tmp_path / "out", status=1)
     results = [tmp_path / "out" / name for name in found if name.endswith("_seg.dcm")]
     assert len(results) >= 10

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import dicom_cases as cases
 import nibabel as nib
 import numpy as np
 import pytest
-
-pytest.importorskip("pydicom")
-pytest.importorskip("highdicom")
-
-import dicom_cases as cases
 from dicom_cases import SLICES, uid, write_series
 from platforms import POSIX
 from pydicom.uid import SegmentationStorage
@@ -200,22 +194,14 @@ def test_a_large_file_of_another_kind_is_not_read(tmp_path: Path) -> None:
     series(tmp_path / "study", "one")
     with (tmp_path / "study" / "film.mp4").open("wb") as film:
         film.truncate(size)
-    tracemalloc.start()
-    try:
+    with cases.memory_below(size / 2):
         assert places(tmp_path) == {"study": SLICES + 1}
         find_studies(tmp_path / "study" / "film.mp4")
-        assert tracemalloc.get_traced_memory()[1] < size / 2
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series(tmp_path, "one")
-
-    def fails(*args: Any, **kwargs: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("pydicom.dcmread", fails)
+    monkeypatch.setattr("pydicom.dcmread", cases.out_of_memory)
     with pytest.raises(MemoryError):
         find_studies(tmp_path)
 
@@ -340,9 +326,7 @@ def test_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_check_of_real_series(capsys: pytest.CaptureFixture[str]) -> None:
-    if "MONAI_UNET_DATA" not in os.environ:
-        pytest.skip("MONAI_UNET_DATA is not set: the real series are not here")
-    assert main(["check", str(Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / "hippocampus_mr")]) == 0
+    assert main(["check", str(cases.real("hippocampus_mr"))]) == 0
     out = capsys.readouterr().out
     for size in ("35 x 51 x 32", "36 x 48 x 35", "34 x 50 x 40"):
         assert f"MR    {size}  1 x 1 x 1    LPS" in out

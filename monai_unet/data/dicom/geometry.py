@@ -67,11 +67,9 @@ def planes_of(name: str, dataset: Dataset) -> list[Plane]:
     if not groups and frames == 1:
         return [_plane(name, dataset, [dataset])]
     if not groups:
-        raise InputError(
-            name,
-            f"{frames} frames without functional groups: their positions are unknown",
-            "Convert it to enhanced multi-frame or to single-frame DICOM, or export it as such",
-        )
+        problem = f"{frames} frames without functional groups: their positions are unknown"
+        cure = "Convert it to enhanced multi-frame or to single-frame DICOM, or export it as such"
+        raise InputError(name, problem, cure)
     if len(groups) != frames:
         raise InputError(name, f"NumberOfFrames is {frames}, but {len(groups)} frames are described", EXPORT_AGAIN)
     total = int(dataset.get("InConcatenationTotalNumber") or 1)
@@ -96,9 +94,8 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
     orientation = _numbers(name, groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
-        raise InputError(
-            name, f"ImageOrientationPatient {_text(orientation)} is not two unit vectors at right angles", EXPORT_AGAIN
-        )
+        problem = f"ImageOrientationPatient {_text(orientation)} is not two unit vectors at right angles"
+        raise InputError(name, problem, EXPORT_AGAIN)
     slope = _find(groups, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = _find(groups, "PixelValueTransformationSequence", "RescaleIntercept")
     rescale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
@@ -137,9 +134,8 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
     first = planes[0]
     if len(planes) == 1:
         if not first.thickness or not 0 < first.thickness < np.inf:
-            raise InputError(
-                first.name, f"a single slice whose SliceThickness is {first.thickness}", "Give the whole series"
-            )
+            problem = f"a single slice whose SliceThickness is {first.thickness}"
+            raise InputError(first.name, problem, "Give the whole series")
         return [0], first.thickness
 
     normal = np.cross(first.orientation[:3], first.orientation[3:])
@@ -166,22 +162,19 @@ def check_declared(path: str, planes: int, headers: Sequence[Dataset]) -> None:
     for keyword in DECLARED:
         declared = max((int(h.get(keyword) or 0) for h in headers), default=0)
         if declared > planes:
-            raise InputError(
-                path,
-                f"{planes} slices found, but the header declares {declared} ({keyword})",
-                f"Fetch the missing {declared - planes}; if the header counts other series too, pass check_count=False",
+            problem = f"{planes} slices found, but the header declares {declared} ({keyword})"
+            cure = (
+                f"Fetch the missing {declared - planes}; if the header counts other series too, pass check_count=False"
             )
+            raise InputError(path, problem, cure)
 
 
 def _check_same(path: str, planes: Sequence[Plane]) -> None:
     first = planes[0]
     localizers = [p for p in planes if p.localizer]
     if 0 < len(localizers) < len(planes):
-        raise InputError(
-            path,
-            f"{len(localizers)} of {len(planes)} images are localizers ({localizers[0].name})",
-            "Take the localizers out of the folder",
-        )
+        problem = f"{len(localizers)} of {len(planes)} images are localizers ({localizers[0].name})"
+        raise InputError(path, problem, "Take the localizers out of the folder")
     for label, values in (
         ("Rows x Columns", [f"{p.size[0]} x {p.size[1]}" for p in planes]),
         ("PixelSpacing", [_close(p.spacing, first.spacing) for p in planes]),
@@ -191,15 +184,11 @@ def _check_same(path: str, planes: Sequence[Plane]) -> None:
         if len(counts := Counter(values)) > 1:
             odd = planes[values.index(min(counts, key=lambda v: counts[v]))].name
             found = ", ".join(f"{value} ({n})" for value, n in counts.most_common(4))
-            raise InputError(
-                path,
-                f"the slices differ in {label}: {found}; one of the fewest is {odd}",
-                "Keep the slices of one volume only, or give their files as a list",
-            )
+            problem = f"the slices differ in {label}: {found}; one of the fewest is {odd}"
+            raise InputError(path, problem, "Keep the slices of one volume only, or give their files as a list")
     if first.common["PhotometricInterpretation"] == "MONOCHROME1" and len({p.rescale for p in planes}) > 1:
-        raise InputError(
-            path, "MONOCHROME1 with a rescale that differs between slices has no common inversion", EXPORT_AGAIN
-        )
+        problem = "MONOCHROME1 with a rescale that differs between slices has no common inversion"
+        raise InputError(path, problem, EXPORT_AGAIN)
 
 
 def _repeated(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
@@ -209,12 +198,9 @@ def _repeated(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
     where = f"at {_text(ranked[i].position)} mm"
     differing = _differing(ranked)
     if len(set(counts.values())) == 1 and len(counts) > 1:
-        return InputError(
-            path,
-            f"each of {len(counts)} positions holds {counts[0]} images: {counts[0]} acquisitions or time points "
-            f"in one series{differing}; {twins} are {where}",
-            "Give the files of one of them as a list",
-        )
+        problem = f"each of {len(counts)} positions holds {counts[0]} images: {counts[0]} acquisitions or time points"
+        problem += f" in one series{differing}; {twins} are {where}"
+        return InputError(path, problem, "Give the files of one of them as a list")
     return InputError(path, f"duplicate slices: {twins} are {where}{differing}", "Keep one of them")
 
 
@@ -235,33 +221,26 @@ def _check_overlap(path: str, planes: Sequence[Plane], normal: Floats) -> None:
             groups.setdefault(plane.distinguishing.get(keyword), []).append(float(plane.position @ normal))
         ranges = sorted((min(v), max(v)) for v in groups.values() if len(v) > 1)
         if any(a[1] > b[0] for a, b in pairwise(ranges)):
-            raise InputError(
-                path,
-                f"several acquisitions of one region in one series{_differing(planes)}",
-                "Give the files of one of them as a list",
-            )
+            problem = f"several acquisitions of one region in one series{_differing(planes)}"
+            raise InputError(path, problem, "Give the files of one of them as a list")
 
 
 def _uneven(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
+    def between(i: int) -> str:
+        return f"{steps[i]:.5g} mm between {ranked[i].name} and {ranked[i + 1].name}"
+
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     multiples = steps / usual
     gaps = np.flatnonzero(multiples > 1.5)
     if len(gaps) and np.abs(multiples - multiples.round()).max() < 0.05:
         i = int(gaps[0])
         missing = int((multiples.round() - 1).sum())
-        return InputError(
-            path,
-            f"{missing} slice(s) missing: {steps[i]:.5g} mm between {ranked[i].name} and {ranked[i + 1].name}, "
-            f"{usual:.5g} mm expected{_differing(ranked)}",
-            "Fetch the missing slices, or give an unbroken part as a list of files",
-        )
+        problem = f"{missing} slice(s) missing: {between(i)}, {usual:.5g} mm expected{_differing(ranked)}"
+        return InputError(path, problem, "Fetch the missing slices, or give an unbroken part as a list of files")
     i = int(np.argmax(np.abs(steps - usual)))
-    return InputError(
-        path,
-        f"uneven slice spacing: {steps.min():.5g} to {steps.max():.5g} mm; {steps[i]:.5g} mm between "
-        f"{ranked[i].name} and {ranked[i + 1].name}{_differing(ranked)}",
-        "Resample the series to an even spacing, or give one evenly spaced part as a list of files",
-    )
+    problem = f"uneven slice spacing: {steps.min():.5g} to {steps.max():.5g} mm; {between(i)}{_differing(ranked)}"
+    cure = "Resample the series to an even spacing, or give one evenly spaced part as a list of files"
+    return InputError(path, problem, cure)
 
 
 def _sheared(path: str, ranked: Sequence[Plane], sideways: Floats, along: Floats) -> InputError:
@@ -269,17 +248,11 @@ def _sheared(path: str, ranked: Sequence[Plane], sideways: Floats, along: Floats
     off = np.linalg.norm(sideways - np.outer(along, shear), axis=1)
     if off.max() <= max(0.01, 0.01 * along[-1] / (len(along) - 1)):
         angle = np.degrees(np.arctan(np.linalg.norm(shear)))
-        return InputError(
-            path,
-            f"sheared volume (gantry tilt): the slices are stacked {angle:.3g} degrees off their normal",
-            "Resample it to a straight grid first, for example with dcm2niix",
-        )
+        problem = f"sheared volume (gantry tilt): the slices are stacked {angle:.3g} degrees off their normal"
+        return InputError(path, problem, "Resample it to a straight grid first, for example with dcm2niix")
     i = int(np.argmax(off))
-    return InputError(
-        path,
-        f"slices are shifted within their plane: {ranked[i].name} lies {off[i]:.5g} mm off the others' axis",
-        EXPORT_AGAIN,
-    )
+    problem = f"slices are shifted within their plane: {ranked[i].name} lies {off[i]:.5g} mm off the others' axis"
+    return InputError(path, problem, EXPORT_AGAIN)
 
 
 def _find(groups: Sequence[Dataset], sequence: str, keyword: str) -> Any:

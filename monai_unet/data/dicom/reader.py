@@ -133,7 +133,7 @@ def _pixels(source: Source, series: Series) -> Volume:
 
 
 def _check_stored(source: str, dataset: Dataset) -> None:
-    """Uncompressed pixels have the length and the range that the header says; only zeros may follow them."""
+    """Check that uncompressed pixels have the length and the range that the header states; zeros may follow them."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_little_endian:
         raise InputError(source, "the retired big-endian transfer syntax", "Convert it, for example with dcmconv +te")
@@ -143,10 +143,9 @@ def _check_stored(source: str, dataset: Dataset) -> None:
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
     expected = (samples * allocated + 7) // 8
     if len(pixels) < expected or pixels[expected:].strip(b"\0"):
-        raise InputError(
-            source, f"{len(pixels)} bytes of pixels where the header says {expected}: cut off or damaged", EXPORT_AGAIN
-        )
-    if bits < allocated:  # what else lies in the other bits, libraries take for intensities
+        problem = f"{len(pixels)} bytes of pixels where the header says {expected}: cut off or damaged"
+        raise InputError(source, problem, EXPORT_AGAIN)
+    if bits < allocated:  # libraries take whatever is in the other bits for intensities
         signed = int(dataset.PixelRepresentation)
         values = np.frombuffer(pixels, f"<{'ui'[signed]}{allocated // 8}", samples)
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

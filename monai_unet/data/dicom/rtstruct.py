@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,15 +72,6 @@ def write_rtstruct(
             manufacturer_model_name=str(algorithm["name"])[:64],
             software_versions=monai_unet.__version__,
             transfer_syntax_uid=ExplicitVRLittleEndian,
-            patient_id=first.PatientID,
-            patient_name=first.PatientName,
-            patient_birth_date=first.PatientBirthDate,
-            patient_sex=first.PatientSex,
-            accession_number=first.AccessionNumber,
-            study_id=first.StudyID,
-            study_date=first.StudyDate,
-            study_time=first.StudyTime,
-            referring_physician_name=first.get("ReferringPhysicianName"),
             specific_character_set=first.get("SpecificCharacterSet"),
         )
         result.copy_patient_and_study_information(first)
@@ -93,14 +83,13 @@ def write_rtstruct(
             RTReferencedSeriesSequence=[source],
         )
         frame_of_reference = _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
-        now = datetime.now()
         regions = list(enumerate(segments, start=1))
         result.update(
             _item(
                 OperatorsName=None,
                 StructureSetLabel="NOT REVIEWED",
-                StructureSetDate=now.strftime("%Y%m%d"),
-                StructureSetTime=now.strftime("%H%M%S"),
+                StructureSetDate=result.InstanceCreationDate,
+                StructureSetTime=result.InstanceCreationTime,
                 ApprovalStatus="UNAPPROVED",
                 FrameOfReferenceUID=first.FrameOfReferenceUID,
                 PositionReferenceIndicator=None,

@@ -248,17 +248,12 @@ def _read_headers(path: str, paths: Sequence[str]) -> dict[Source, Dataset]:
                 size = file.seek(0, os.SEEK_END)
         problem = f"not a DICOM file ({size} bytes, without the DICM mark)" if size else "empty file"
         raise InputError(str(source), problem, "Fetch it again, or take it out of the folder if it is not a slice")
-    kinds = sorted(set(companions))
+    without_images = f"{len(companions)} DICOM objects without images {sorted(set(companions))}"
     if others or companions:
-        logger.warning(
-            "skipped %d files that are not DICOM and %d DICOM objects without images %s",
-            len(others),
-            len(companions),
-            kinds,
-        )
+        logger.warning("skipped %d files that are not DICOM and %s", len(others), without_images)
     if not images:
-        found = f"{len(others)} other files, {len(companions)} DICOM objects without images {kinds}"
-        raise InputError(path, f"no DICOM images ({found})", "Give the folder of one image series")
+        problem = f"no DICOM images ({len(others)} other files, {without_images})"
+        raise InputError(path, problem, "Give the folder of one image series")
     return images
 
 

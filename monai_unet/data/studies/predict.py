@@ -77,11 +77,11 @@ class StudyWriter:
             raise ValueError("the mask's affine is not its source's: apply Invertd")
         writers = {"seg": write_seg, "rtstruct": write_rtstruct}
         for path in self.paths(study):
-            if self.reader.series is None:
+            if self.reader.last is None:
                 write_volume(path, mask, study.files[0])
             else:
                 write = writers[path.stem.rpartition("_")[2]]
-                write(path, mask, self.reader.series, self.segments, self.algorithm)
+                write(path, mask, self.reader.last, self.segments, self.algorithm)
 
 
 def predict_studies(

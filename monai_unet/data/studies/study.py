@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy.typing as npt
 from monai.config import PathLike
-from monai.data import ImageReader
-from monai.utils import ensure_tuple
 
 from monai_unet.data.dicom.reader import DicomSeriesReader, read_volume
 from monai_unet.data.dicom.series import Series, list_sources, read_series
@@ -97,44 +95,32 @@ class Study:
         return re.sub(r"\b\d+(\.\d+){3,}", "(UID)", text)
 
 
-class StudyReader(ImageReader):
+class StudyReader(DicomSeriesReader):
     """Read a DICOM folder, zip or files as `DicomSeriesReader`, and NIfTI, NRRD and MetaImage as `CheckedVolumeReader`.
 
     MONAI's ``LoadImaged`` would try the readers of a list in turn, and hide why the right one fails.
 
-    Args:
-        check_count: as in `DicomSeriesReader`.
-
     Attributes:
-        series: the DICOM series that was read last, for `StudyWriter`: headers do not fit into MONAI's metadata, whose
+        last: the DICOM series that was read last, for `StudyWriter`: headers do not fit into MONAI's metadata, whose
             collation knows numbers and strings only. None after a volume.
-
-    Raises:
-        InputError: from ``get_data``.
 
     >>> from pydicom.data import get_testdata_file
     >>> reader = StudyReader()
     >>> volume, meta = reader.get_data((get_testdata_file("MR_small.dcm"),))
-    >>> volume.shape, meta["modality"], reader.series.spacing
+    >>> volume.shape, meta["modality"], reader.last.spacing
     ((64, 64, 1), 'MR', 0.8)
     """
 
-    def __init__(self, check_count: bool = True) -> None:
-        self.check_count = check_count
-        self.series: Series | None = None
+    last: Series | None = None
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether one of the two knows the name."""
-        return CheckedVolumeReader().verify_suffix(filename) or DicomSeriesReader().verify_suffix(filename)
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Note the paths; ``get_data`` opens them."""
-        return tuple(str(path) for path in ensure_tuple(data))
+        return CheckedVolumeReader().verify_suffix(filename) or super().verify_suffix(filename)
 
     def get_data(self, img: Sequence[str]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """The volume (i, j, k) with its metadata; the affine maps to RAS millimetres."""
-        self.series = None
+        self.last = None
         if CheckedVolumeReader().verify_suffix(img) and not Path(img[0]).is_dir():
             return CheckedVolumeReader().get_data(img)
-        self.series = read_series(img, check_count=self.check_count)
-        return read_volume(self.series)
+        self.last = read_series(img, self.series, self.check_count)
+        return read_volume(self.last)
