@@ -1,7 +1,8 @@
 """Each file decoded once: a check keeps what it has decoded for the reader that loads the file next.
 
 Checks read every file before the first step of a training or a prediction; without this, loading would decode each of
-them again.
+them again. A file is kept until a reader loads it, until a reader loads another one that was not kept (loading has then
+passed the files that were), or until the process forks a worker, which decodes for itself.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ __all__ = ["Decoded", "decoded_once", "keeping_decoded"]
 SHARE = 1 / 8
 
 _kept: dict[tuple[Callable[[Path], Decoded], str], tuple[tuple[int, ...], Decoded]] = {}  # with the file's version
-_room: ContextVar[float] = ContextVar("bytes that may still be kept", default=0)  # above 0 within a check only
+_room: ContextVar[float | None] = ContextVar("bytes that may still be kept, within a check", default=None)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_kept.clear)  # what worker processes load would never be forgotten here
+    os.register_at_fork(before=_kept.clear)  # nothing would tell this process which files a worker has loaded
 
 
 class Decoded(NamedTuple):
-    """Hold what a decoder has read from a file.
+    """Hold the content of a file as its decoder returns it.
 
     >>> import numpy as np
     >>> Decoded(np.zeros((1, 4, 4), np.float32), {"Y": 0.5, "X": 0.5}).array.nbytes
@@ -41,12 +42,12 @@ class Decoded(NamedTuple):
     array: npt.NDArray[Any]
     #: where the array's elements are, in the terms of the format
     geometry: Any
-    #: whether all of it comes from this one file, whose version then is the array's
+    #: whether all of it comes from this one file; only then is it unchanged if the file is
     one_file: bool = True
 
 
 def decoded_once(decode: Callable[[Path], Decoded]) -> Callable[[Path], Decoded]:
-    """Let a decoder hand out, once, what a check has kept of an unchanged file.
+    """Let a decoder return, once, the content that a check has kept of an unchanged file.
 
     A file is unchanged if inode, size and modification time are those of the check.
 
@@ -73,9 +74,13 @@ def decoded_once(decode: Callable[[Path], Decoded]) -> Callable[[Path], Decoded]
         kept_version, decoded = _kept.pop(key, (None, None))
         if decoded is None or kept_version != version:
             decoded = decode(path)
-        if decoded.one_file and decoded.array.nbytes < _room.get():
+        room = _room.get()
+        if room is None:
+            if decoded.one_file and kept_version is None:
+                _kept.clear()
+        elif decoded.one_file and decoded.array.nbytes <= room:
             _kept[key] = version, decoded
-            _room.set(_room.get() - decoded.array.nbytes)
+            _room.set(room - decoded.array.nbytes)
         return decoded
 
     return read
@@ -83,7 +88,7 @@ def decoded_once(decode: Callable[[Path], Decoded]) -> Callable[[Path], Decoded]
 
 @contextmanager
 def keeping_decoded() -> Iterator[None]:
-    """Keep what is decoded in this block, as far as memory allows, each file until it is read again.
+    """Keep the files that are decoded in this block, as far as memory allows, until they are read again.
 
     Where free memory is unknown (see :func:`monai_unet.memory.available_bytes`), nothing is kept.
 

@@ -82,6 +82,16 @@ def test_a_changed_file_is_decoded_anew(pair: Pair) -> None:
     assert not decoded._kept
 
 
+def test_files_that_are_not_loaded_are_forgotten_when_another_one_is(pair: Pair) -> None:
+    pair.check()
+    assert len(decoded._kept) == 2
+    other = pair.item["image"].replace("image", "other")
+    write(other, 1)
+    pair.load.allow_missing_keys = True
+    pair.load({"image": other})
+    assert not decoded._kept
+
+
 @pytest.mark.parametrize(("free", "decodes"), [(20_000, 3), (10_000, 4), (None, 4)])
 def test_little_memory_keeps_little(
     pair: Pair, free: int | None, decodes: int, monkeypatch: pytest.MonkeyPatch

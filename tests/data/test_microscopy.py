@@ -38,7 +38,7 @@ def rejects(path: Path, message: str, channels: int | None = 1) -> InputError:
     return caught.value
 
 
-# --- what is read --------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -222,7 +222,7 @@ def test_images_with_and_without_pixel_size_make_a_batch(tmp_path: Path) -> None
     assert batch.meta["pixel_size_um"][0].tolist() == [0.5, 0.25]
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- refusing ------------------------------------------------------------------------------------------------
 
 
 def test_errors_reach_the_user_through_load_image(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
         check_images(stack, stacks=False)
 
 
-# --- what is written -----------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------
 
 
 def save(folder: Path, array: np.ndarray, dtype: Any, meta: dict[str, Any] | None = None, **options: Any) -> Path:

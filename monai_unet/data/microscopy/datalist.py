@@ -30,7 +30,7 @@ def check_images(
 ) -> list[dict[str, Any]]:
     """Read every file of a MONAI datalist before the first step of a training or a prediction.
 
-    What is decoded here is kept for the next `MicroscopyReader` that reads the file, as far as memory allows.
+    Each decoded file is kept for the next `MicroscopyReader` that reads it, as far as memory allows.
 
     Args:
         items: the datalist, ``[{"image": path, "label": path}, ...]``.

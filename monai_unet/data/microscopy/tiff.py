@@ -105,7 +105,7 @@ def drop_opaque_alpha(array: np.ndarray, has_alpha: bool) -> np.ndarray:
 
 
 def _check_complete(path: Path, tif: Any) -> None:
-    """Raise for a file that tifffile would load in part, or with zeros in place of what is missing."""
+    """Raise for a file that tifffile would load in part, or with zeros in place of missing parts."""
     cure = f"{RECOPY}: it is not complete"
     tifffile = require("tifffile", "microscopy")
     form, file, size = tif.tiff, tif.filehandle, path.stat().st_size

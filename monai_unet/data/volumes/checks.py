@@ -1,4 +1,4 @@
-"""What a volume of any format must satisfy: all its voxels, and an affine that places them on a straight grid."""
+"""Checks of a volume of any format: all its voxels are there, and its affine puts them on a straight grid."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SAVE_AGAIN = "Copy the file again from its source, or save it again with the sof
 
 
 def check_length(path: Path, found: int, expected: int, unit: str) -> None:
-    """Raise where the header announces another number of bytes than there are."""
+    """Raise if the header announces another number of bytes than there are."""
     if found != expected:
         fault = "truncated" if found < expected else "followed by other data"
         raise InputError(path, f"{found} {unit} where the header says {expected}: {fault}", SAVE_AGAIN)
 
 
 def check_affine(path: Path, affine: Affine) -> None:
-    """Raise where an affine (4, 4) is not finite, or does not lead to voxels of right angles and some size."""
+    """Raise if an affine (4, 4) is not finite, or its voxels have no size or no right angles."""
     if not np.isfinite(affine).all():
         raise InputError(path, "the affine holds NaN or Inf", "Correct the header")
     voxel = voxel_size(affine)

@@ -19,7 +19,7 @@ __all__ = ["check_volume_pairs"]
 def check_volume_pairs(items: Sequence[Mapping[str, Any]], label_values: Sequence[int]) -> None:
     """Read every image and label of a MONAI datalist before training starts.
 
-    What is decoded here is kept for the next `CheckedVolumeReader` that reads the file, as far as memory allows.
+    Each decoded file is kept for the next `CheckedVolumeReader` that reads it, as far as memory allows.
 
     Raises:
         InputError: naming both files of the first pair in which one cannot be read, the geometries differ by more

@@ -1,7 +1,6 @@
-"""NRRD and MetaImage in: SimpleITK decodes; refused is a file whose text header or bytes it has read otherwise.
+"""NRRD and MetaImage in: SimpleITK decodes, and is checked against the header's text and the bytes that follow it.
 
-SimpleITK assumes values for fields that are missing or misspelt, and ignores lengths and checksums. Both are compared
-here with the header's text and with the bytes that follow it.
+SimpleITK assumes values for fields that are missing or misspelt, and ignores lengths and checksums.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def load_itk(path: Path, content: bytes) -> Decoded:
     if not corner_distance(affine, stated, shape) <= 0.01 * voxel_size(stated).min():
         raise InputError(path, "SimpleITK reads another geometry than the header states: it is damaged", SAVE_AGAIN)
     array = sitk.GetArrayFromImage(image)
-    if voxels not in (array.tobytes(), array.byteswap().tobytes()):  # SimpleITK hands out what it could not fill
+    if voxels not in (array.tobytes(), array.byteswap().tobytes()):  # SimpleITK returns voxels that it could not fill
         raise InputError(path, "the voxels read are not those in the file: its header is damaged", SAVE_AGAIN)
     return Decoded(array.T, orientation_ras_lps(affine), one_file=header.other_file is None)
 

@@ -1,4 +1,4 @@
-"""NIfTI in: nibabel decodes; refused is what it lets pass, such as two affines in one header that disagree."""
+"""NIfTI in: nibabel decodes, and faults that it ignores are refused, such as two affines that disagree."""
 
 from __future__ import annotations
 

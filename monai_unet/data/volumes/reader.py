@@ -1,7 +1,7 @@
 """NIfTI, NRRD and MetaImage in: ``CheckedVolumeReader`` for MONAI's ``LoadImaged``.
 
-nibabel and SimpleITK decode; refused is what they let pass: non-finite values or affines, two affines in one file that
-disagree, damage that only a checksum or the length reveals. NRRD and MetaImage need SimpleITK.
+nibabel and SimpleITK decode. Faults that they ignore are refused: non-finite values or affines, two affines in one file
+that disagree, damage that only a checksum or the length reveals. NRRD and MetaImage need SimpleITK.
 """
 
 from __future__ import annotations
