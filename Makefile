@@ -19,8 +19,8 @@ demo: setup
 	$(RUN) --config_file "['$(EM)/configs/train.yaml', '$(EM)/configs/compact.yaml']" --dataset_dir demo/data \
 	  --output_dir demo/model --features "[16, 32, 64, 128, 256]" --tile_size 196 --max_epochs 4 --steps_per_epoch 100 \
 	  --val_interval 2
-	$(RUN) --config_file $(EM)/configs/evaluate.yaml --dataset_dir demo/data --ckpt_path demo/model/model.pt \
-	  --output_dir demo/evaluation
+	$(RUN) --config_file "['$(EM)/configs/inference.yaml', '$(EM)/configs/evaluate.yaml']" --dataset_dir demo/data \
+	  --ckpt_path demo/model/model.pt --output_dir demo/evaluation
 	$(RUN) --config_file $(EM)/configs/inference.yaml --input demo/data/slices/train-volume-14.png \
 	  --ckpt_path demo/model/model.pt --output_dir demo/prediction
 	@echo

@@ -148,7 +148,12 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
     for title, folder in (("held out", data), ("sequence 02", data / "fold_01")):
         if (folder / "dataset.json").exists():
             scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt"}
-            bundle_run(table["bundle"], ["evaluate"], {**scored, "output_dir": work / title.replace(" ", "_")}, log)
+            bundle_run(
+                table["bundle"],
+                ["inference", "evaluate"],
+                {**scored, "output_dir": work / title.replace(" ", "_")},
+                log,
+            )
             scores = json.loads((work / title.replace(" ", "_") / "scores.json").read_text())
             record["scores"][title] = {key: scores[key] for key in ("overall", "images")}
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,11 @@ def epoch(trainer: Any, profiler: BasicTimeProfiler, steps: int, beside: dict[st
 
 def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float]:
     """Median seconds of each part of a step, and of the transforms that run once per image."""
-    network, loss, dataset = (parser.get_parsed_content(name) for name in ("network", "loss", "train#dataset"))
+    names = ("network", "loss", "train#dataset", "train#trainer#prepare_batch")
+    network, loss, dataset, join = (parser.get_parsed_content(name) for name in names)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
-    item = dataset[0]
-    image, target = item["image"][None].to(parser.get_parsed_content("device")), item["label"][None]
+    batch = {name: value[None] for name, value in dataset[0].items()}
+    image, target = join(batch, parser.get_parsed_content("device"))
     prepared, taken = parser.get_parsed_content("train#deterministic_transforms"), {}
     infer = TileInferer(amp)
 
@@ -100,7 +101,7 @@ def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float
             frame = timed(f"once per image: {name}", partial(transform, frame))
         timed("augmentation of a tile", lambda: dataset[0])
         output = timed("forward", lambda: infer(image, network))
-        value = timed("loss", partial(loss, output, target.to(image.device)))
+        value = timed("loss", partial(loss, output, target))
         timed("backward", value.backward)
         timed("optimiser", optimizer.step)
     count = len(prepared) - 1

@@ -12,6 +12,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_unet.data import InputError
 
+#: the configs of an evaluation, in the order in which they are merged
+EVALUATE = ["inference", "evaluate"]
 #: a config's name, or several to merge; and the keys to override
 Driver = Callable[..., ConfigWorkflow]
 

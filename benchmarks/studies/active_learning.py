@@ -68,12 +68,13 @@ def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> N
 
 def dice(folder: Path, options: argparse.Namespace) -> float:
     """Run the evaluation of the bundle, without distances and pictures, which take longer than the Dice."""
+    configs = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("inference", "evaluate")]
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "evaluate.yaml"))
+    parser.read_config(configs)
     handlers = [handler for handler in parser["handlers"] if "Pictures" not in str(handler)]
     monai.bundle.run(
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        config_file=str(BUNDLE / "configs" / "evaluate.yaml"),
+        config_file=configs,
         bundle_root=str(BUNDLE),
         dataset_dir=options.dataset_dir,
         ckpt_path=str(folder / "model.pt"),

@@ -36,7 +36,7 @@ def train_and_score(w0: int, seed: int, epochs: int, width: int, data: Path, wor
             output = work / rule
             scored = {"dataset_dir": data, "ckpt_path": work / "model.pt", "output_dir": output, "averaging": "none"}
             scored |= rules
-            bundle_run(CELLS, ["evaluate"], scored, log)
+            bundle_run(CELLS, ["inference", "evaluate"], scored, log)
             row[rule] = json.loads((output / "scores.json").read_text())["overall"]
         done.write_text(json.dumps(row))
     return dict(json.loads(done.read_text()))

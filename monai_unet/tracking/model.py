@@ -132,9 +132,9 @@ class Segmentation:
         parser.read_config([Path(folder) / "inference.yaml", Path(folder) / "training.yaml"])
         parser["bundle_root"] = os.fspath(folder)
         parser["ckpt_path"] = os.fspath(Path(folder) / "model.pt")
-        for block in ("preprocessing", "postprocessing"):
-            steps = parser[f"{block}::transforms"]
-            parser[f"{block}::transforms"] = [s for s in steps if s["_target_"].split(".")[-1] not in FILE_TRANSFORMS]
+        for block in ("image_transforms", "save_transforms"):
+            steps = parser.get(block, [])
+            parser[block] = [step for step in steps if step["_target_"].split(".")[-1] not in FILE_TRANSFORMS]
         self.device: torch.device = parser.get_parsed_content("device")
         self.network = parser.get_parsed_content("network").eval()
         self.inferer = parser.get_parsed_content("inferer")

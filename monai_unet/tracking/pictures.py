@@ -113,7 +113,7 @@ def _several(mask: np.ndarray) -> bool:
 def _parts(mask: np.ndarray) -> list[np.ndarray]:
     """The masks to outline: touching instances and classes one by one."""
     if not _several(mask):
-        return [mask]
+        return [mask / max(mask.max(), 1)]  # 0 / 255, or a single instance: its edge is at 0.5 all the same
     values = np.unique(mask[mask > 0])
     if len(values) <= ONE_BY_ONE:
         return [(mask == value).astype(np.uint8) for value in values]

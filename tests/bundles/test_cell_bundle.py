@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import torch
 from bright_network import save_bright_network
-from bundle_driver import cause, driver
+from bundle_driver import EVALUATE, cause, driver
 from PIL import Image
 
 from monai_unet.data import InputError
@@ -82,23 +82,31 @@ def test_training_leaves_the_best_checkpoint_and_a_run(trained, data, store):
 
 
 def test_unlabelled_areas_have_no_weight_and_touching_cells_a_ridge(data, tmp_path):
+    """The label stays as it was read; what is learnt has keys of its own."""
     workflow = build("train", dataset_dir=str(data), output_dir=str(tmp_path), **TINY)
     partial, whole = (workflow.parser.get_parsed_content("validate#preprocessing")(item) for item in _training(data))
     assert (partial["weight"][:, :, 128:] == 0).all()
     assert (partial["weight"][:, :, :128] > 0).all()
     assert (whole["weight"] > 0).all()
     assert whole["weight"].max() > 5, "the border term between touching cells"
-    assert (whole["label"][1] == 0).all()
-    ids, separated = whole["label"][0].numpy(), whole["separated"][0].numpy()
+    assert (whole["ignore"] == 0).all()
+    for item, read in zip((partial, whole), _training(data), strict=True):
+        assert np.array_equal(item["label"][0], tifffile.imread(read["label"]))
+    ids, separated = whole["label"][0].numpy(), whole["instances"][0].numpy()
     assert np.array_equal(np.unique(ids), np.unique(separated))
+    assert np.array_equal(whole["classes"][0], separated > 0)
     for axis in (0, 1):
         one, two = (np.diff(array, axis=axis) for array in (ids, separated))
         assert ((np.take(ids, range(255), axis) > 0) & (np.take(ids, range(1, 256), axis) > 0) & (one != 0)).any()
         apart = np.take(separated, range(255), axis) * np.take(separated, range(1, 256), axis) == 0
         assert (apart | (two == 0)).all()
-    target = workflow.parser.get_parsed_content("train#dataset")[0]["label"]
-    assert target.shape == (2, 100, 100)
-    assert set(target[0].unique().tolist()) <= {0.0, 1.0}
+    tile = workflow.parser.get_parsed_content("train#dataset")[0]
+    assert {key: tuple(value.shape) for key, value in tile.items()} == {
+        "image": (1, 116, 116),
+        "classes": (1, 100, 100),
+        "weight": (1, 100, 100),
+    }
+    assert set(tile["classes"].unique().tolist()) <= {0.0, 1.0}
 
 
 def _training(data: Path) -> list[dict[str, str]]:
@@ -107,7 +115,7 @@ def _training(data: Path) -> list[dict[str, str]]:
 
 def test_evaluation_tells_seg_merged_and_split_cells_per_frame_and_overall(trained, data, tmp_path, capsys):
     checkpoint = str(trained / "model.pt")
-    run("evaluate", dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"), averaging="none")
+    run(EVALUATE, dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"), averaging="none")
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert [row["image"] for row in record["images"]] == ["t010.png", "t011.png"]
     assert set(record["overall"]) == {"seg", "merged_cells", "split_cells"}
@@ -133,7 +141,7 @@ def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_
     item = {"image": str(tmp_path / "cells.tif"), "label": str(tmp_path / "label.tif")}
     (tmp_path / "dataset.json").write_text(json.dumps({"test": [item]}))
     both = {"ckpt_path": str(by_hand), "averaging": "none", "device": "cpu", "grow": 2, "neck": 5}
-    run("evaluate", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "eval"), **both)
+    run(EVALUATE, dataset_dir=str(tmp_path), output_dir=str(tmp_path / "eval"), **both)
     scores = json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"]
     assert scores["seg"] > 0.99
     assert (scores["merged_cells"], scores["split_cells"]) == (0, 0)
@@ -225,35 +233,6 @@ def test_the_default_is_the_paper():
     paper = {"features": [64, 128, 256, 512, 1024], "dropout": 0.5, "tile_size": 388, "momentum": 0.99}
     paper |= {"batch_size": 1, "w0": 10, "sigma_border": 5, "elastic_grid": 3, "elastic_sigma": 10}
     assert {key: parser[key] for key in paper} == paper
-
-
-def test_images_and_instances_are_handled_alike_in_every_config():
-    """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal."""
-    train, evaluate, inference = configs("train", "evaluate", "inference")
-    for key in ("min_size", "fill_holes", "grow", "neck", "in_channels", "tile_size"):
-        assert train[key] == evaluate[key] == inference[key]
-    steps = [
-        train["train::deterministic_transforms"],
-        evaluate["preprocessing::transforms"],
-        inference["preprocessing::transforms"],
-    ]
-    image = [[step for step in block if step.get("keys") == "image"] for block in steps]
-    assert image[0] == image[1] == image[2]
-    assert len(image[0]) == 2
-    assert steps[0][1:3] == steps[1][1:3], "labels and masks to ignore"
-    after = [
-        block[-2:]
-        for block in (
-            train["validate::postprocessing::transforms"],
-            evaluate["postprocessing::transforms"],
-            [
-                step
-                for step in inference["postprocessing::transforms"]
-                if step["_target_"] not in ("SaveImaged", "SqueezeDimd")
-            ],
-        )
-    ]
-    assert after[0] == after[1] == after[2]
 
 
 @pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs MONAI_UNET_DATA: the gold cells")

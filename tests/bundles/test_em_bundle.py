@@ -15,7 +15,7 @@ import pytest
 import tifffile
 import torch
 import yaml
-from bundle_driver import cause, driver
+from bundle_driver import EVALUATE, cause, driver
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "em_membrane_segmentation"
-_, run, configs = driver(BUNDLE)
+build, run, configs = driver(BUNDLE)
 TINY = {
     "features": [2, 3, 4],
     "tile_size": 100,
@@ -80,6 +80,19 @@ def test_training_leaves_a_checkpoint_pictures_and_a_run(trained, data, store):
     assert (config["steps_per_epoch"], config["momentum"]) == (3, 0.99), "the override, and the rest of the file"
 
 
+def test_the_label_stays_as_it_was_read_and_the_target_is_its_classes(data, tmp_path):
+    workflow = build("train", dataset_dir=str(data), output_dir=str(tmp_path), **TINY)
+    read = json.loads((data / "dataset.json").read_text())["training"][0]
+    item = workflow.parser.get_parsed_content("validate#preprocessing")(read)
+    label = np.asarray(Image.open(read["label"]))
+    assert np.array_equal(item["label"][0], label)
+    assert np.array_equal(item["classes"][0], label == 255)
+    tile = workflow.parser.get_parsed_content("train#dataset")[0]
+    assert set(tile) == {"image", "classes", "weight"}
+    _, target = workflow.parser.get_parsed_content("train#trainer").prepare_batch({k: v[None] for k, v in tile.items()})
+    assert torch.equal(target[0], torch.cat([tile["classes"], tile["weight"]]))
+
+
 def test_each_training_is_a_run_of_its_own(data, tmp_path, own_store):
     from mlflow import MlflowClient
 
@@ -105,7 +118,7 @@ def test_the_compact_recipe_is_one_file_away(data, tmp_path):
 
 
 def test_evaluation_writes_the_errors_per_slice_and_overall(trained, data, tmp_path, own_store, capsys):
-    run("evaluate", dataset_dir=str(data), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
+    run(EVALUATE, dataset_dir=str(data), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert [row["image"] for row in record["images"]] == [f"train-volume-{i}.png" for i in (12, 13, 14)]
     assert set(record["overall"]) == {"warping_error", "rand_error", "pixel_error"}
@@ -127,7 +140,7 @@ def test_labels_from_monai_label_are_evaluated_as_well(trained, data, tmp_path):
         Image.fromarray(np.asarray(Image.open(file)) // 255).save(file)
     scores = []
     for folder in (data, tmp_path / "ones"):
-        run("evaluate", dataset_dir=str(folder), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
+        run(EVALUATE, dataset_dir=str(folder), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "eval"))
         scores.append(json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"])
     assert scores[0] == scores[1]
 
@@ -158,7 +171,7 @@ def test_evaluation_and_inference_agree(trained, data, tmp_path):
     from monai_unet.metrics import pixel_error
 
     checkpoint = str(trained / "model.pt")
-    run("evaluate", dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"))
+    run(EVALUATE, dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"))
     run("inference", input=str(data / "slices/train-volume-13.png"), ckpt_path=checkpoint, output_dir=str(tmp_path))
     label = np.asarray(Image.open(data / "slices" / "train-labels-13.png"))
     scored = json.loads((tmp_path / "eval" / "scores.json").read_text())["images"][1]["pixel_error"]
@@ -265,7 +278,7 @@ def test_no_datalist_and_no_such_list(trained, data, tmp_path):
         run("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
     assert "there is no such datalist. Run python -m monai_unet.datasets prepare" in str(cause(error))
     with pytest.raises(RuntimeError) as error:
-        run("evaluate", dataset_dir=str(data), split="tests", ckpt_path=str(trained / "model.pt"))
+        run(EVALUATE, dataset_dir=str(data), split="tests", ckpt_path=str(trained / "model.pt"))
     assert "it has no list 'tests', only training, test" in str(cause(error))
 
 
@@ -297,24 +310,6 @@ def test_the_default_is_the_paper():
     }
     assert {key: parser[key] for key in paper} == paper
     assert parser["optimizer"]["_target_"] == "torch.optim.SGD"
-
-
-def test_images_are_prepared_alike_in_every_config():
-    """MONAI Label merges nothing, so the block is repeated; here it is kept equal."""
-    blocks = []
-    train, evaluate, inference = configs("train", "evaluate", "inference")
-    for block in (
-        train["train::deterministic_transforms"],
-        evaluate["preprocessing::transforms"],
-        inference["preprocessing::transforms"],
-    ):
-        steps = [dict(step) for step in block]
-        for step in steps:
-            keys = [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
-            step["keys"] = [key for key in keys if key == "image"]
-        blocks.append([step for step in steps if step["keys"]])
-    assert blocks[0] == blocks[1] == blocks[2]
-    assert len(blocks[0]) == 2
 
 
 def test_the_bundle_runs_from_its_own_folder(trained, data, tmp_path, monkeypatch):

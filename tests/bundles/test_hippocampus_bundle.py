@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_driver import cause, driver
+from bundle_driver import EVALUATE, cause, driver
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
@@ -85,13 +85,13 @@ def test_a_tile_without_augmentation_is_the_middle_of_its_volume(data, tmp_path)
     inner = item["image"][0, margin:-margin, margin:-margin, margin:-margin]
     np.testing.assert_allclose(inner, whole["image"][0][middle], atol=1e-5)
     assert torch.equal(item["label"][0], torch.as_tensor(whole["label"][0][middle]))
-    assert set(item["label"][0].unique().tolist()) == {0, 1, 2}
-    assert torch.equal(item["label"][1], torch.tensor(weights)[item["label"][0].long()])
+    assert set(item["label"].unique().tolist()) == {0, 1, 2}
+    assert torch.equal(item["weight"], torch.tensor(weights)[item["label"].long()])
 
 
 def test_evaluation_tells_scores_per_volume_per_part_and_overall(trained, data, tmp_path, capsys):
     both = {"dataset_dir": str(data), "ckpt_path": str(trained / "model.pt"), "device": "cpu"}
-    run("evaluate", output_dir=str(tmp_path / "eval"), tile_size=28, **both)
+    run(EVALUATE, output_dir=str(tmp_path / "eval"), tile_size=28, **both)
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert [row["image"] for row in record["images"]] == ["organ-10.nii.gz", "organ-11.nii.gz"]
     names = {f"{m}{p}" for m in ("dice", "hd95_mm", "assd_mm") for p in ("", "_anterior", "_posterior")}
@@ -104,7 +104,7 @@ def test_evaluation_tells_scores_per_volume_per_part_and_overall(trained, data, 
     assert f"{record['overall']['dice']:.6f}" in capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "eval" / "pictures" / "organ-10.nii.png").stat().st_size > 10_000
 
-    run("evaluate", output_dir=str(tmp_path / "other"), tile_size=[8, 12, 16], **both)
+    run(EVALUATE, output_dir=str(tmp_path / "other"), tile_size=[8, 12, 16], **both)
     other = json.loads((tmp_path / "other" / "scores.json").read_text())
     assert other["images"] == record["images"], "the size of the tiles changes nothing"
 
@@ -139,7 +139,7 @@ def evaluated(folder: Path, axes: str, spacing: tuple[float, ...], brightness: t
     _, anterior, posterior = (np.array(brightness) - image.mean()) / image.std()
     upper = (max(anterior, 0) + posterior) / 2  # half way, as the ReLUs leave the background at 0
     checkpoint = by_hand(folder / "model.pt", anterior / 2 if anterior > 0 else upper, upper)
-    run("evaluate", dataset_dir=str(folder), ckpt_path=checkpoint, output_dir=str(folder / "eval"), device="cpu")
+    run(EVALUATE, dataset_dir=str(folder), ckpt_path=checkpoint, output_dir=str(folder / "eval"), device="cpu")
     return json.loads((folder / "eval" / "scores.json").read_text())["overall"]
 
 
@@ -183,30 +183,6 @@ def test_the_default_is_the_paper():
     assert parser["elastic_sigma"] == 4
     assert 132 / (parser["elastic_grid"] - 1) == pytest.approx(32, abs=1.1)
     assert (parser["batch_size"], parser["max_epochs"] * parser["steps_per_epoch"]) == (1, 70_000)
-
-
-def test_images_are_handled_alike_in_every_config():
-    """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal. Readers may differ."""
-    train, evaluate, inference = configs("train", "evaluate", "inference")
-    assert train["spacing"] == evaluate["spacing"] == inference["spacing"]
-    assert train["tile_size"] == evaluate["tile_size"] == inference["tile_size"]
-    assert evaluate["network_def"] == inference["network_def"]
-    assert evaluate["network"] == inference["network"]
-    assert evaluate["inferer"] == inference["inferer"]
-    assert train["validate::inferer::_target_"] == evaluate["inferer::_target_"]
-    blocks = train["train::deterministic_transforms"], evaluate["preprocessing::transforms"]
-    steps = []
-    for block in (*blocks, inference["preprocessing::transforms"]):
-        found = {}
-        for step in block:
-            keys, modes = np.atleast_1d(step["keys"]).tolist(), np.atleast_1d(step.get("mode")).tolist()
-            if "image" in keys:
-                found[step["_target_"]] = {k: v for k, v in step.items() if k not in ("keys", "reader", "mode")}
-                found[step["_target_"]]["mode"] = modes[0]
-        steps.append(found)
-    assert steps[0] == steps[1] == steps[2]
-    assert list(steps[0]) == list(steps[1]) == list(steps[2])
-    assert len(steps[0]) == 4
 
 
 def test_labels_of_the_metadata_are_those_of_the_card_and_the_network():

@@ -92,20 +92,6 @@ def test_real_mr_series(tmp_path: Path, checkpoint: Path) -> None:
         assert all((pixels <= border + 1).all() for uid, pixels in slices.items() if uid not in seen)
 
 
-def test_images_are_handled_as_in_evaluation() -> None:
-    """MONAI Label merges nothing, so the blocks are repeated; here they are kept equal."""
-    inference, evaluate = configs("inference", "evaluate")
-    for key in ("network_def", "network", "inferer", "spacing", "tile_size", "averaging", "amp"):
-        assert inference[key] == evaluate[key], key
-    steps = [
-        [step for step in config["preprocessing::transforms"] if step["_target_"] != "LoadImaged"]
-        for config in (inference, evaluate)
-    ]
-    assert steps[0] == steps[1]
-    assert len(steps[0]) == 3
-    assert inference["postprocessing::transforms"][0] == evaluate["postprocessing::transforms"][0]
-
-
 def test_segments_are_the_classes() -> None:
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]

@@ -167,7 +167,7 @@ def test_what_the_server_needs_after_the_masks_is_the_same_for_both_microscopy_b
     a, b = config(EM, "inference"), config(CELLS, "inference")
     for key in ("post_transforms", "label_server"):
         assert a[key] == b[key]
-    assert a["postprocessing#transforms"][-1] == b["postprocessing#transforms"][-1]
+    assert a["save_transforms"][-1] == b["save_transforms"][-1]
 
 
 # --- inference ---

@@ -28,7 +28,7 @@ def scored(
     cases: list[tuple[torch.Tensor, torch.Tensor]], spacing=SPACING, classes=("anterior", "posterior")
 ) -> Engine:
     """An engine that has evaluated class indices (prediction, reference) with the metrics of evaluate.yaml."""
-    parser = ConfigParser({"metrics": ConfigParser.load_config_file(EVALUATE)})
+    parser = ConfigParser(ConfigParser.load_config_file(EVALUATE))
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
 
     def one_hot(index: torch.Tensor) -> MetaTensor:
@@ -37,8 +37,8 @@ def scored(
     engine = Engine(lambda _, case: [{"pred": one_hot(case[0]), "reference": one_hot(case[1])}])
     engine.state.metric_details = {}  # MONAI's engines have it
     for block in ("key_metric", "additional_metrics"):
-        for name in parser[f"metrics::{block}"]:
-            parser.get_parsed_content(f"metrics::{block}::{name}").attach(engine, name)
+        for name in parser[block]:
+            parser.get_parsed_content(f"{block}::{name}").attach(engine, name)
     if len(classes) > 1:
         PerClass(classes).attach(engine)
     engine.run(cases)
@@ -125,8 +125,8 @@ def test_empty_masks(prediction, reference, dice, distance):
 
 
 def test_a_reference_without_voxel_size_is_refused():
-    parser = ConfigParser({"metrics": ConfigParser.load_config_file(EVALUATE)})
-    handler = parser.get_parsed_content("metrics::additional_metrics::assd_mm")
+    parser = ConfigParser(ConfigParser.load_config_file(EVALUATE))
+    handler = parser.get_parsed_content("additional_metrics::assd_mm")
     with pytest.raises(TypeError, match="the reference is a Tensor; only a MetaTensor has a voxel size"):
         handler.update([[torch.zeros(3, 4, 4, 4)], [torch.zeros(3, 4, 4, 4)]])
 

@@ -90,3 +90,15 @@ def test_pictures_outline_each_of_two_touching_cells(limit, tmp_path, monkeypatc
         assert whole[10, 14] == whole[10, 15] == (1 if limit > 1 or outlines == 1 else 0)
         assert whole[10, 8] == 1
         assert whole[2, 2] == 0
+
+
+@pytest.mark.parametrize("value", [1, 7, 255])
+def test_pictures_outline_a_mask_alike_whatever_its_value(value, tmp_path, monkeypatch):
+    """0 / 255 as read from a file, or a single cell with any id: the contour of 0.5 runs half way to the background."""
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(axes.Axes, "contour", lambda self, mask, levels, **style: drawn.append(np.asarray(mask)))
+    label = torch.zeros(1, 20, 30)
+    label[0, 5:15, 5:15] = value
+    item = {**items("cell.tif")[0], "label": label, "pred": torch.zeros(2, 20, 30)}
+    Pictures(tmp_path)._draw(item, tmp_path / "cell.png")
+    assert np.array_equal(drawn[0], label[0] > 0)
