@@ -1,4 +1,4 @@
-"""The one error of the front door: what is wrong with a user's file, and what to do about it."""
+"""What is wrong with a user's file and what to do about it, said in one sentence."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import os
 import sys
 from types import TracebackType
 
+__all__ = ["InputError", "plain_input_errors"]
+
 
 class InputError(ValueError):
-    """Raised by every reader and check of the package for input that must not go on.
+    """Raised by every reader and check of the package for input that it cannot use.
 
     Args:
         path: the file or folder at fault.
-        problem: what is wrong, with the values found ("3 channels, the network takes 1").
-        cure: what the user can do ("convert it to grayscale").
+        problem: what is wrong, with the values found.
+        cure: what the user can do.
 
-    The three are kept as attributes; the message is ``"<path>: <problem>. <cure>."``.
+    All three are attributes, too; the message is ``"<path>: <problem>. <cure>."``.
+
+    >>> raise InputError("cells.tif", "3 channels, the network takes 1", "Convert it to grayscale")
+    Traceback (most recent call last):
+    monai_unet.errors.InputError: cells.tif: 3 channels, the network takes 1. Convert it to grayscale.
     """
 
     def __init__(self, path: str | os.PathLike[str], problem: str, cure: str) -> None:
@@ -25,13 +31,21 @@ class InputError(ValueError):
         super().__init__(f"{self.path}: {self.problem}. {self.cure}.")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        return type(self), (self.path, self.problem, self.cure)  # survives the trip from a loader's worker
+        return type(self), (self.path, self.problem, self.cure)  # a worker process pickles it
 
 
 def plain_input_errors() -> None:
-    """Let a program that an `InputError` ends say just that, instead of a traceback through MONAI's config parser.
+    """Let a program that ends with an `InputError` print its message without the traceback through MONAI's parser.
 
     A bundle's ``initialize`` calls it first. Other errors keep their traceback.
+
+    >>> from contextlib import redirect_stderr
+    >>> before = sys.excepthook
+    >>> plain_input_errors()
+    >>> with redirect_stderr(sys.stdout):  # as Python does when the program ends
+    ...     sys.excepthook(InputError, InputError("cells.tif", "3 channels", "Convert it to grayscale"), None)
+    error: cells.tif: 3 channels. Convert it to grayscale.
+    >>> sys.excepthook = before
     """
     previous = sys.excepthook
 
