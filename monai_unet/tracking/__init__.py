@@ -1,4 +1,4 @@
-"""What a run leaves behind: MLflow runs that survive a lost server, pictures, scores, the registered model."""
+"""The record of a run: MLflow runs that survive a lost server, pictures, scores, the registered model."""
 
 from monai_unet.tracking.model import BestModel
 from monai_unet.tracking.pictures import Pictures

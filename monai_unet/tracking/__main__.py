@@ -1,4 +1,4 @@
-"""`python -m monai_unet.tracking send DIR`: send to MLflow what training runs could not send."""
+"""`python -m monai_unet.tracking send DIR`: send to MLflow the runs that it has not received."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0 if everything is sent, or else 1, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m monai_unet.tracking")
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("send", help="send to MLflow what training runs could not send")
+    one = commands.add_parser("send", help="send to MLflow the runs that it has not received")
     one.add_argument("folder", type=Path, help="the folder of journals: <output_dir>/mlflow")
     one.add_argument("--uri", help="the tracking URI (default: that of the training run, or $MLFLOW_TRACKING_URI)")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """A journal between a training run and MLflow: written at once, sent when the server answers.
 
-MLflow's client waits minutes for its server and raises when it is gone. So a training run never talks to it: what is
-logged becomes a line of ``journal.jsonl``, which takes some ten microseconds, and a thread sends the lines in batches.
-An unreachable server delays no step; what it missed is sent when it is back, or later by
+MLflow's client waits minutes for its server and raises when it is gone. So a training run never talks to it:
+everything logged becomes a line of ``journal.jsonl``, which takes some ten microseconds, and a thread sends the lines
+in batches. An unreachable server delays no step; the lines it missed are sent when it is back, or later by
 ``python -m monai_unet.tracking send DIR``.
 """
 
@@ -165,7 +165,7 @@ class Journal:
             self._closing.wait(INTERVAL)
 
     def _send_others(self) -> None:
-        """Send what earlier runs have left in the folder next to this one."""
+        """Send the journals that earlier runs have left next to this one."""
         try:
             send(self.folder.parent, self._sender.uri)
         except Exception as error:

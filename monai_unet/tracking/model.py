@@ -1,4 +1,4 @@
-"""The best network of a training as an MLflow model that answers what ``inference.yaml`` writes.
+"""The best network of a training as an MLflow model that gives the results of ``inference.yaml``.
 
 The model's folder holds the checkpoint and the bundle's ``inference.yaml``; the code is the installed monai_unet's, so
 nothing is pickled. `mlflow models serve` serves it, and `mlflow.pyfunc.load_model` loads it.

@@ -1,4 +1,4 @@
-"""What the network saw and predicted, side by side, as PNG."""
+"""Pictures of input, target and prediction, side by side, as PNG."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Pictures:
         self.names: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Draw what this evaluator puts out."""
+        """Draw this evaluator's output."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.names.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 

@@ -1,4 +1,4 @@
-"""What it takes to repeat a run: the version of the code, the installed packages and the config."""
+"""Everything needed to repeat a run: the version of the code, the installed packages and the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run may reveal: no paths and no file names, which are often patients' names."""
+"""Redaction of paths and file names, which are often patients' names."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def file_names(items: Any) -> set[str]:
     >>> sorted(file_names([{"image": "/data/Doe.nii.gz", "fold": 0}]))
     ['Doe', 'Doe.nii.gz']
     """
-    found = set()
-    for item in items if isinstance(items, list | tuple) else ():
-        for value in item.values() if isinstance(item, Mapping) else ():
-            for one in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(one, str | os.PathLike):
-                    name = Path(one).name
-                    found |= {name, re.sub(rf"(?:{SUFFIXES})+$", "", name, flags=re.IGNORECASE)}
-    return {name for name in found if len(name) > 2}
+    if isinstance(items, str | os.PathLike):
+        name = Path(items).name
+        return {n for n in (name, re.sub(rf"(?:{SUFFIXES})+$", "", name, flags=re.IGNORECASE)) if len(n) > 2}
+    if isinstance(items, Mapping):
+        items = items.values()
+    elif not isinstance(items, list | tuple):
+        return set()
+    return {name for item in items for name in file_names(item)}
 
 
 def _looks_like_path(text: str) -> bool:

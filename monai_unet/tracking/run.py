@@ -89,7 +89,7 @@ class Tracking:
 
     @property
     def run_id(self) -> str | None:
-        """What `resume` takes: MLflow's id of the run, or until a server has assigned one, a name that finds it.
+        """The argument of `resume`: MLflow's id of the run, or until a server has assigned one, a name that finds it.
 
         None before the run starts, and in all processes but the first.
         """
@@ -100,7 +100,7 @@ class Tracking:
         self._resumes = run_id
 
     def attach(self, engine: Engine) -> None:
-        """Log what this engine does; a trainer, an evaluator, or both in turn."""
+        """Log this engine, a trainer or an evaluator; call it once for each."""
         engine.add_event_handler(Events.STARTED, self._start)
         if isinstance(engine, Trainer):
             self.trainer = engine

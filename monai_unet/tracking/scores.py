@@ -54,7 +54,7 @@ class Scores:
         self.images: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Report what this evaluator measures."""
+        """Report this evaluator's metrics."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.images.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_images)
         engine.add_event_handler(Events.COMPLETED, self)

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def send(folder: Path, uri: str | None = None) -> tuple[list[Path], list[Path]]:
-    """Send what the journals of a folder still hold, and remove those that are sent.
+    """Send the unsent lines of all journals in a folder, and remove the journals that are sent.
 
     Args:
         folder: as given to `Tracking`: one subfolder for each run that is not fully sent.
@@ -105,7 +105,7 @@ class Sender:
             if self.store is None or not re.search("already exists|duplicate column", str(error)):
                 raise
             problem = "MLflow was killed while it created this file, and can no longer open it"
-            raise InputError(self.store, problem, "Move it away; the next attempt creates a new one") from error
+            raise InputError(self.store, problem, "Move it away; the next training run creates a new one") from error
 
     @property
     def store(self) -> Path | None:
@@ -155,7 +155,7 @@ class Sender:
             yield {"event": "metrics", "metrics": joined}, end
 
     def _send_or_quarantine(self, line: dict[str, Any]) -> None:
-        """Send a line; what the server refuses is kept in a file and holds up nothing."""
+        """Send a line; if the server refuses it, keep it in a file and carry on."""
         from mlflow.exceptions import MlflowException
 
         event = line["event"]

@@ -1,4 +1,4 @@
-"""The best network as an MLflow model: it answers what inference.yaml writes."""
+"""The best network as an MLflow model: it gives the results of inference.yaml."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def inference(image: Path, weights: Path, out: Path) -> tuple[np.ndarray, np.nda
     return tuple(tifffile.imread(out / f"{image.stem}_{kind}.tif") for kind in ("label", "probability"))
 
 
-def test_it_answers_what_inference_yaml_writes(model, tmp_path):
+def test_it_gives_the_results_of_inference_yaml(model, tmp_path):
     image = tmp_path / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 91)).astype(np.uint8)).save(image)
     label, probability = inference(image, model / "model.pt", tmp_path / "out")
@@ -105,12 +105,12 @@ def test_every_shape_of_the_same_image_gives_the_same(model):
         (np.zeros((9, 9)), {"output": "mask"}, 'output is \'mask\'; it must be "labels" or "probabilities"'),
     ],
 )
-def test_what_it_does_not_take(data, params, message, model):
+def test_invalid_input_is_refused(data, params, message, model):
     with pytest.raises(ValueError, match=message):
         Segmentation(model / "mlflow" / "data" / "bundle").predict(data, params)
 
 
-def test_hyperparameters_of_the_training_go_before_those_of_the_file(tmp_path):
+def test_hyperparameters_of_the_training_take_precedence_over_the_file(tmp_path):
     path = checkpoint(tmp_path, 2, 3, 2, (2, 3))
     training = {"in_channels": 3, "min_size": "$1 + 1", "averaging": "none", "device": "nowhere", "network_def": {}}
     save_model(tmp_path / "model", path, CELLS / "configs" / "inference.yaml", training)
@@ -133,7 +133,7 @@ def test_nothing_is_pickled_but_weights(model):
 
 
 def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp_path, monkeypatch):
-    """The EM bundle from a folder, with files and into a folder that bear a patient's name."""
+    """The EM bundle from a folder, with files and into a folder named after a patient."""
     place = tmp_path / "store"
     place.mkdir()
     uri = f"sqlite:///{shutil.copy(empty_store, place)}"
@@ -188,7 +188,7 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_mlflow_models_serve_answers_like_inference_yaml(model, tmp_path):
+def test_mlflow_models_serve_gives_the_results_of_inference_yaml(model, tmp_path):
     if root := os.environ.get("MONAI_UNET_DATA"):
         page = tifffile.imread(Path(root) / "isbi2012" / "ISBI-2012-challenge" / "train-volume.tif", key=27)
     else:

@@ -19,7 +19,7 @@ def items(*files: str) -> list[dict]:
 
 
 class Run:
-    """What `Pictures` asks of a `Tracking`."""
+    """The part of `Tracking` that `Pictures` uses."""
 
     def __init__(self, trainer: Engine | None = None) -> None:
         self.trainer, self.journal, self.logged = trainer, self, []

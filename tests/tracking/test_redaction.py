@@ -73,7 +73,7 @@ OTHERS = {".vsi", ".czi", ".lif", ".nd2", ".btf", ".mgz", ".img", ".hdr", ".h5",
 
 @pytest.mark.parametrize("suffix", sorted(READ | OTHERS))
 def test_a_file_is_redacted_whatever_its_kind(suffix):
-    """All that the readers accept, and what else holds images."""
+    """All kinds that the readers accept, and further kinds of image files and archives."""
     for name in (f"{PATIENT}{suffix}", f"{PATIENT}{suffix.upper()}"):
         assert redact_text(f"cannot read {name}: 9 bytes") == "cannot read <file>: 9 bytes"
         assert redact_config({"extra": name}) == {"extra": "<path>"}

@@ -1,4 +1,4 @@
-"""One run for each training: how it ends, and what it holds."""
+"""One run for each training: how it ends, and its content."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_without_mlflow_the_extra_is_named(monkeypatch):
         Tracking("experiment", {})
 
 
-# --- what it holds ---
+# --- its content ---
 
 
 def test_metrics_of_numpy_and_torch_are_logged(client, experiment):

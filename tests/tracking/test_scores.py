@@ -76,7 +76,7 @@ def test_the_run_gets_numbers_in_place_of_names(tmp_path):
 
 
 class Run:
-    """What `Scores` asks of a `Tracking`."""
+    """The part of `Tracking` that `Scores` uses."""
 
     def __init__(self) -> None:
         self.journal, self.files, self.metrics = self, {}, []
