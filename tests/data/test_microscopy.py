@@ -38,7 +38,7 @@ def rejects(path: Path, message: str, channels: int | None = 1) -> InputError:
     return caught.value
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -136,7 +136,7 @@ def test_16_bit_colour_png_keeps_its_bits(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path / "a.png", 3)[0], rgb.transpose(2, 0, 1))
 
 
-def test_miniswhite_bits_and_palettes_are_as_on_the_screen(tmp_path: Path) -> None:
+def test_miniswhite_bits_and_palettes_look_as_on_the_screen(tmp_path: Path) -> None:
     gray = np.array([[0, 100], [200, 255]], np.uint8)
     tifffile.imwrite(tmp_path / "white8.tif", 255 - gray, photometric="miniswhite")
     tifffile.imwrite(tmp_path / "white16.tif", np.uint16(65535) - gray, photometric="miniswhite")
@@ -222,7 +222,7 @@ def test_images_with_and_without_pixel_size_make_a_batch(tmp_path: Path) -> None
     assert batch.meta["pixel_size_um"][0].tolist() == [0.5, 0.25]
 
 
-# --- refusing ------------------------------------------------------------------------------------------------
+# --- refusing --------------------------------------------------------------------------------------------------------
 
 
 def test_errors_reach_the_user_through_load_image(tmp_path: Path) -> None:
@@ -374,7 +374,17 @@ def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
         read(tmp_path / "a.tif")
 
 
-# --- lists and checks ----------------------------------------------------------------------------------------------
+def test_lack_of_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    tifffile.imwrite(tmp_path / "a.tif", RAMP)
+    monkeypatch.setattr(tifffile, "TiffFile", fail)
+    with pytest.raises(MemoryError):
+        read(tmp_path / "a.tif")
+
+
+# --- lists and checks ------------------------------------------------------------------------------------------------
 
 
 def test_list_images_is_natural_and_complete(tmp_path: Path) -> None:
@@ -442,7 +452,7 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
         check_images(stack, stacks=False)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def save(folder: Path, array: np.ndarray, dtype: Any, meta: dict[str, Any] | None = None, **options: Any) -> Path:
@@ -521,7 +531,7 @@ def test_values_that_do_not_fit(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_instances_keep_their_own_dtype_and_are_uint32_where_uint16_ends(tmp_path: Path) -> None:
+def test_instances_keep_their_dtype_and_are_uint32_beyond_uint16(tmp_path: Path) -> None:
     ids = np.arange(70_000).reshape(1, 250, 280)
     meta = {"pixel_size_um": np.array([0.5, 0.25]), "affine": np.diag([0.5, 0.25, 1])}
     path = save(tmp_path / "many", ids.astype(np.int32), None, meta)
@@ -556,7 +566,7 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyt
     assert stat.S_ISREG(path.stat().st_mode)
 
 
-# --- real files ----------------------------------------------------------------------------------------------------
+# --- real files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs the real files in $MONAI_UNET_DATA")
