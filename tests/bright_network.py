@@ -1,4 +1,4 @@
-"""Weights by hand, so that a mask is known before it is computed: every convolution hands its centre voxel on."""
+"""Hand-made weights, so that a mask is known before it is computed: each convolution passes its centre voxel on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai_unet.networks import ValidUNet
 def save_bright_network(
     path: str | os.PathLike[str], dims: int = 2, channels: int = 1, classes: int = 2, norm: str | None = None
 ) -> None:
-    """Class 1 where the (normalised) mean of the channels is above 0.5; of three classes, class 2 above 1.5."""
+    """Save weights that predict class 1 where the normalised mean of the channels is above 0.5, a class 2 above 1.5."""
     network = ValidUNet(dims, channels, classes, (4, 8), dropout=0.0, norm=norm)
     state = network.state_dict()
     for name, weight in state.items():

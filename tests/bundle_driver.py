@@ -1,4 +1,4 @@
-"""A bundle driven as `python -m monai.bundle run` drives it, within the tests' own process."""
+"""Run a bundle as `python -m monai.bundle run` does, within the test process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Driver = Callable[..., ConfigWorkflow]
 
 
 def driver(bundle: Path) -> tuple[Driver, Driver, Callable[..., list[ConfigParser]]]:
-    """``build``, which checks the bundle's properties too, ``run``, and ``configs``, each read by itself."""
+    """Return ``build``, which checks the bundle's properties, ``run``, and ``configs``, which reads single files."""
     return partial(_build, bundle), partial(_run, bundle), partial(_configs, bundle)
 
 
@@ -52,7 +52,7 @@ def _configs(bundle: Path, *names: str) -> list[ConfigParser]:
 
 
 def cause(error: pytest.ExceptionInfo) -> InputError:
-    """MONAI wraps what happens while a config is built; the reason is at the bottom."""
+    """Find the `InputError` at the bottom: MONAI wraps the errors that occur while a config is built."""
     found: BaseException | None = error.value
     while found is not None and not isinstance(found, InputError):
         found = found.__cause__

@@ -1,7 +1,7 @@
 """MONAI Label's monaibundle app for the bundles of this repository.
 
-The stock app serves them too. This one adds what it lacks: "next sample" by uncertainty, outlines for QuPath and CVAT,
-training at the width of the served weights, weights that must match, and DICOM SEG by the package's own writer.
+The stock app serves them too. This one adds "next sample" by uncertainty, outlines for QuPath and CVAT, training at the
+width of the served weights, weights that must match, and DICOM SEG by the package's own writer.
 """
 
 from __future__ import annotations
@@ -46,30 +46,31 @@ assert _spec.loader is not None
 stock = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stock)
 
-#: What a client may set for a training, from the configs; the rest is the recipe's.
+#: the keys of the configs that a client may set for a training; the recipe sets the others
 OPTIONS = ("steps_per_epoch", "tile_size", "learning_rate", "seed")
 
 
 def served_network(bundle: str) -> ValidUNet:
-    """The network whose weights a bundle holds, at their own width."""
+    """Load the network of a bundle's weights, at their own width."""
     return ValidUNet.from_state_dict(
         torch.load(Path(bundle) / "models" / "model.pt", map_location="cpu", weights_only=True)
     )
 
 
 class Infer(BundleInferTask):  # type: ignore[misc]
-    """Answers with a mask, or, where the request asks for "asap", "dsa", "json" or "geojson", with outlines."""
+    """Answer with a mask, or with outlines if the request asks for "asap", "dsa", "json" or "geojson"."""
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
         parser = super()._load_bundle_config(path, config)
-        if "in_channels" in parser:  # no client can say it, so the weights do
-            parser["in_channels"] = served_network(path).in_channels
+        if "in_channels" in parser:  # no client can set it, so it comes from the weights
+            parser["network_def#in_channels"] = None
+            parser["in_channels"] = "$@network_def.in_channels"
         return parser
 
     def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
-        """A series of an archive is read from its slices, with the checks of the bundle's own reader.
+        """Read an archive's series from its slices, with the checks of the bundle's own reader.
 
-        MONAI Label hands over a NIfTI that it has made of them, in which the headers' numbers are rounded.
+        MONAI Label passes a NIfTI file that it has made of them, with the numbers of the headers rounded.
         """
         series = Path(str(data["image"]).removesuffix(".nii.gz"))
         if series.is_dir() and any(series.glob("*.dcm")):
@@ -77,7 +78,7 @@ class Infer(BundleInferTask):  # type: ignore[misc]
         return super().run_pre_transforms(data, transforms)
 
     def run_post_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
-        """The mask in the voxel order of that NIfTI: a client lays it over it without a look at the affine."""
+        """Bring the mask into the voxel order of that NIfTI file: clients overlay them without reading the affine."""
         data = super().run_post_transforms(data, transforms)
         series = Path(str(data["image_path"]).removesuffix(".nii.gz"))
         if self.dimension == 3 and series.is_dir():
@@ -89,14 +90,14 @@ class Infer(BundleInferTask):  # type: ignore[misc]
 
     @property
     def instances(self) -> bool:
-        """Whether the bundle itself tells objects apart."""
+        """Whether the bundle predicts instances."""
         steps = self.bundle_config.get_parsed_content("postprocessing")
         return any(isinstance(step, LabelInstancesd) for step in Compose(steps).flatten().transforms)
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
         if self.dimension != 2 or data.get("output") not in ("asap", "dsa", "json", "geojson"):
             return super().writer(data, extension, dtype)
-        mask = np.asarray(data["pred"]).T  # for MONAI Label's own writer it was turned to (x, y)
+        mask = np.asarray(data["pred"]).T  # back from (x, y), which MONAI Label's own writer takes
         ids = mask if self.instances else LabelInstances(grow=0)(mask[None])[0]
         if data["output"] == "geojson":
             return None, outlines(ids)
@@ -107,7 +108,7 @@ class Infer(BundleInferTask):  # type: ignore[misc]
 
 
 class Train(BundleTrainTask):  # type: ignore[misc]
-    """Trains on with the compact recipe, at the width of the weights that are served."""
+    """Continue training the served weights, at their own width, with the compact recipe."""
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
         super().__init__(path, conf, load_strict=True)
@@ -122,7 +123,7 @@ class Train(BundleTrainTask):  # type: ignore[misc]
         return {**stock_options, **{name: self.recipe[name] for name in OPTIONS}}
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
-        self.request = {**request, "tracking": "None", "multi_gpu": False}  # the bundle tracks its runs itself
+        self.request = {**request, "tracking": "None", "multi_gpu": False}  # the bundle does its own tracking
         return super().__call__(self.request, datastore)
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
@@ -152,7 +153,7 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
     def init_infers(self) -> dict[str, Any]:
         try:
             return {name: Infer(path, self.conf, load_strict=True) for name, path in self.models.items()}
-        except RuntimeError as error:  # MONAI's parser wraps the reason: it is to be the last line on the screen
+        except RuntimeError as error:  # MONAI's parser wraps the reason, which should be the last line on the screen
             reason: BaseException = error
             while reason.__cause__ is not None:
                 reason = reason.__cause__
@@ -162,7 +163,7 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
         return {name: Train(path, self.conf) for name, path in self.models.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        return {"uncertainty": Epistemic(key="uncertainty", desc="The image the model is least sure of")} | (
+        return {"uncertainty": Epistemic(key="uncertainty", desc="The image that the model is least sure of")} | (
             super().init_strategies()
         )
 
@@ -170,18 +171,18 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
         return {"uncertainty": Uncertainty(next(iter(self._infers.values())))}
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> Any:
-        """The first time an archive is asked for a series, it names a temporary file instead of the one it keeps."""
+        """Fetch a series first: an archive's first answer names a temporary file instead of the one that it keeps."""
         store = datastore or self.datastore()
         if isinstance(store, DICOMWebDatastore) and not Path(str(request["image"])).exists():
             store.get_image_uri(request["image"])
         return super().infer(request, datastore)
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> Any:
-        """The overlap-tile inferer takes any size: no need for OpenSlide's tiles, nor for openslide on a TIFF."""
+        """Predict whole: the overlap-tile inferer takes any size, so neither tiles nor OpenSlide are needed."""
         return self.infer(request, datastore)
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
-        """QuPath submits polygons; training needs a mask."""
+        """Store QuPath's polygons as a mask, which training needs."""
         super().on_save_label(image_id, label_id)
         store, task = self.datastore(), next(iter(self._infers.values()))
         if task.dimension != 2:

@@ -1,4 +1,4 @@
-"""The rows of docs/faults.md that take the bundle and its command line; training/test_faults.py has the others."""
+"""The rows of docs/faults.md that need the bundle and its command line; the others are in training/test_faults.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory) -> Path:
 
 @contextmanager
 def training(data: Path, folder: Path, *arguments: str, processes: int = 1) -> Iterator[subprocess.Popen]:
-    """The bundle's training as a user types it, 3 epochs of 20 steps; what it says is in ``said.txt``."""
+    """The bundle's training as a user types it, 3 epochs of 20 steps; its output goes to ``said.txt``."""
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIGS[0]]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -67,7 +67,7 @@ def training(data: Path, folder: Path, *arguments: str, processes: int = 1) -> I
 
 def wait_for(file: Path, process: subprocess.Popen) -> None:
     while not file.exists():
-        assert process.poll() is None, "it has ended before"
+        assert process.poll() is None, "it ended too early"
         time.sleep(0.05)
 
 
@@ -89,7 +89,7 @@ def test_the_bundle_is_stopped_and_continued_on_the_command_line(data, tmp_path)
         assert process.wait() == 0
     assert store(tmp_path, "select status from runs") == [("FINISHED",)]
     steps = [step for (step,) in store(tmp_path, "select step from metrics where key = 'Loss' order by step")]
-    assert steps == list(range(1, 61))  # none lost, none made twice
+    assert steps == list(range(1, 61))  # none lost, none repeated
 
 
 def rank_of(process: Path) -> str | None:

@@ -23,7 +23,7 @@ from monai_unet.transforms import LabelInstances, SeparateInstances
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -42,7 +42,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Of a phantom's frames, the first is partial, and the second has no mask to ignore."""
+    """Phantom frames; in each list the first is partly labelled, and the second has no mask of areas to ignore."""
     folder = prepare("cell_phantom", output=tmp_path_factory.mktemp("phantom")).parent
     document = json.loads((folder / "dataset.json").read_text())
     document["training"] = document["training"][:4]
@@ -63,7 +63,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory) -> Path:
-    """A checkpoint that calls bright pixels cells."""
+    """A checkpoint that takes bright pixels for cells."""
     path = tmp_path_factory.mktemp("by_hand") / "model.pt"
     save_bright_network(path)
     return path
@@ -113,7 +113,7 @@ def _training(data: Path) -> list[dict[str, str]]:
     return json.loads((data / "dataset.json").read_text())["training"][:2]
 
 
-def test_evaluation_tells_seg_merged_and_split_cells_per_frame_and_overall(trained, data, tmp_path, capsys):
+def test_evaluation_gives_seg_merged_and_split_cells_per_frame_and_overall(trained, data, tmp_path, capsys):
     checkpoint = str(trained / "model.pt")
     run(EVALUATE, dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"), averaging="none")
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
@@ -131,7 +131,7 @@ def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_
     label = np.zeros((200, 180), np.uint16)
     for number, (row, column) in enumerate([(40, 40), (40, 100), (120, 60), (150, 120), (100, 140)], start=1):
         label[np.hypot(rows - row, columns - column) < 20] = 7 * number
-    label[30:50, 60:81] = 7  # touches the second disc: a column apart there
+    label[30:50, 60:81] = 7  # touches the second disc but for one column
     image = np.where(label > 0, 200, 50).astype(np.uint8)
     image[:, 80] = 50
     tifffile.imwrite(tmp_path / "label.tif", label)
@@ -187,9 +187,9 @@ def test_colour_images_and_folders(tmp_path):
     assert "3 channels, the network takes 1. Convert it to grayscale" in str(cause(error))
 
 
-@pytest.mark.slow  # the outlines take a while
-def test_seventy_thousand_cells_leave_by_the_door(by_hand, tmp_path):
-    """More than uint16 counts; single bright pixels, two apart."""
+@pytest.mark.slow  # for the outlines
+def test_seventy_thousand_cells_have_ids_of_their_own(by_hand, tmp_path):
+    """More than uint16 can count; single bright pixels, two apart."""
     image = np.full((540, 540), 50, np.uint8)
     image[::2, ::2] = 200
     Image.fromarray(image).save(tmp_path / "dust.png")
@@ -240,7 +240,7 @@ def test_the_default_is_the_paper():
     ("card", "rules", "cells", "too_wide"), [("dic_c2dh_hela", {}, 69, 15), ("phc_c2dh_u373", {"neck": 4}, 65, 5)]
 )
 def test_gold_cells_come_back_through_ridge_and_rules(card, rules, cells, too_wide, tmp_path):
-    """The numbers of docs/results.md, on the frames that train."""
+    """The numbers of docs/results.md, on the training frames."""
     (train,) = configs("train")
     given = {key: train[key] for key in ("min_size", "fill_holes", "grow", "neck")} | rules
     items = json.loads(prepare(card, output=tmp_path).read_text())["training"]
@@ -253,4 +253,4 @@ def test_gold_cells_come_back_through_ridge_and_rules(card, rules, cells, too_wi
     assert merges_and_splits(gold, found) == (0, 0)
     assert min(map(seg_measure, gold, found)) >= 0.96
     parted = [LabelInstances(**{**given, "neck": too_wide})(mask)[0] for mask in separated]
-    assert merges_and_splits(gold, parted).split > 0, "a wider neck would part one"
+    assert merges_and_splits(gold, parted).split > 0, "a wider neck would split one"

@@ -1,7 +1,7 @@
-"""What the configs of every bundle have in common; `bundle_driver.driver` checks their properties at each build.
+"""What the configs of a bundle, and those of different bundles, have in common.
 
-MONAI Label reads one file and merges nothing, so train.yaml and inference.yaml repeat what they share, and are held
-together here. The other files extend one of the two.
+MONAI Label reads one file and merges nothing, so train.yaml and inference.yaml repeat what they share; these tests keep
+them equal. The other files extend one of the two. Their properties are checked by `bundle_driver` at each build.
 """
 
 from __future__ import annotations

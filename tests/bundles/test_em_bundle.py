@@ -23,7 +23,7 @@ from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -41,7 +41,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def own_store(empty_store, elsewhere, tmp_path, monkeypatch) -> str:
-    """Each test's own, where it finds its runs alone."""
+    """A store for each test, which contains only its own runs."""
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
@@ -93,7 +93,7 @@ def test_the_label_stays_as_it_was_read_and_the_target_is_its_classes(data, tmp_
     assert torch.equal(target[0], torch.cat([tile["classes"], tile["weight"]]))
 
 
-def test_each_training_is_a_run_of_its_own(data, tmp_path, own_store):
+def test_each_training_is_a_separate_run(data, tmp_path, own_store):
     from mlflow import MlflowClient
 
     client = MlflowClient(own_store)
@@ -158,7 +158,7 @@ def test_prediction_of_files_stacks_and_folders(trained, data, tmp_path):
         probability, label = (tifffile.imread(out / f"{name}_{kind}.tif") for kind in ("probability", "label"))
         assert probability.shape == label.shape == shape
         assert (probability.dtype, label.dtype) == (np.float32, np.uint8)
-        decided = np.abs(probability - 0.5) > 1e-6  # nearer, rounding decides
+        decided = np.abs(probability - 0.5) > 1e-6  # closer than this, rounding decides
         assert np.array_equal(label[decided], 255 * (probability[decided] > 0.5))
         assert (out / "pictures" / f"{name}.png").stat().st_size > 10_000
     run("inference", input=str(folder / "one.png"), ckpt_path=str(trained / "model.pt"), output_dir=str(tmp_path / "2"))
@@ -178,7 +178,7 @@ def test_evaluation_and_inference_agree(trained, data, tmp_path):
     assert pixel_error(label, tifffile.imread(tmp_path / "train-volume-13_probability.tif")) == pytest.approx(scored)
 
 
-# --- bad input: before any step, named, nothing written ---
+# --- bad input: reported by name before any step, with nothing written ---
 
 
 def _colour(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from monai_unet.networks import ValidUNet
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -60,7 +60,7 @@ def test_training_leaves_the_best_checkpoint_and_a_run(trained, store):
 
 
 def test_a_tile_without_augmentation_is_the_middle_of_its_volume(data, tmp_path):
-    """Image and target agree: the target is what the image's middle shows, and the weight follows the class."""
+    """Image and target agree: the target is the label of the image's centre, and the weight follows the class."""
     weights = [0.25, 1.0, 3.0]
     workflow = build(
         "train",
@@ -89,7 +89,7 @@ def test_a_tile_without_augmentation_is_the_middle_of_its_volume(data, tmp_path)
     assert torch.equal(item["weight"], torch.tensor(weights)[item["label"].long()])
 
 
-def test_evaluation_tells_scores_per_volume_per_part_and_overall(trained, data, tmp_path, capsys):
+def test_evaluation_gives_scores_per_volume_per_part_and_overall(trained, data, tmp_path, capsys):
     both = {"dataset_dir": str(data), "ckpt_path": str(trained / "model.pt"), "device": "cpu"}
     run(EVALUATE, output_dir=str(tmp_path / "eval"), tile_size=28, **both)
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
@@ -106,11 +106,11 @@ def test_evaluation_tells_scores_per_volume_per_part_and_overall(trained, data, 
 
     run(EVALUATE, output_dir=str(tmp_path / "other"), tile_size=[8, 12, 16], **both)
     other = json.loads((tmp_path / "other" / "scores.json").read_text())
-    assert other["images"] == record["images"], "the size of the tiles changes nothing"
+    assert other["images"] == record["images"], "the tile size makes no difference"
 
 
 def by_hand(path: Path, anterior: float, posterior: float) -> str:
-    """A checkpoint that calls brighter voxels than these anterior and posterior; convolutions hand their centre on."""
+    """A checkpoint that predicts anterior and posterior above these brightnesses; convolutions pass their centre on."""
     network = ValidUNet(3, 1, 3, (4, 8), dropout=0.0)
     state = {name: torch.zeros_like(weight) for name, weight in network.state_dict().items()}
     convolutions = [name for name, weight in state.items() if weight.ndim == 5 and weight.shape[-1] == 3]
@@ -124,7 +124,7 @@ def by_hand(path: Path, anterior: float, posterior: float) -> str:
 
 
 def evaluated(folder: Path, axes: str, spacing: tuple[float, ...], brightness: tuple[int, ...]) -> dict[str, float]:
-    """Scores of two boxes, as bright as told, in a volume of this orientation and spacing."""
+    """Scores of two boxes of the given brightness in a volume of this orientation and spacing."""
     label = np.zeros((30, 40, 24), np.uint8)
     label[8:20, 6:19, 7:17], label[8:20, 19:34, 7:17] = 1, 2
     affine = np.diag([0.0, 0.0, 0.0, 1.0])

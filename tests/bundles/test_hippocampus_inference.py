@@ -1,4 +1,4 @@
-"""Inference of the hippocampus bundle with a network of its own kind, and what it shares with the other configs."""
+"""Inference of the hippocampus bundle with a hand-made network: NIfTI, DICOM series, and what MONAI Label takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 pytestmark = [
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -29,7 +29,7 @@ _, run, configs = driver(BUNDLE)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A narrow network that tells bright (class 1) from dark (0), and never says 2."""
+    """A narrow network that separates bright (class 1) from dark (0), and never predicts 2."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     network = ValidUNet(3, 1, 3, features=(2, 3), norm=None)
     state = {name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}
@@ -102,7 +102,7 @@ def test_segments_are_the_classes() -> None:
 
 
 def test_what_monai_label_receives(tmp_path: Path, checkpoint: Path) -> None:
-    """It reads these blocks alone, and wants a uint8 mask of one channel on the image's own grid."""
+    """It reads only these blocks, and takes a uint8 mask of one channel on the image's own grid."""
     path = tmp_path / "image.nii.gz"
     image = nib.Nifti1Image(np.random.default_rng(0).random((9, 8, 7), np.float32), np.diag([-2.0, 1, 1, 1]))
     image.header.set_xyzt_units("mm")

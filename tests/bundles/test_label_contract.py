@@ -27,7 +27,7 @@ from monai_unet.data import InputError
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -48,7 +48,7 @@ def metadata(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Path]:
-    """A bundle with weights by hand in models/, as it lies in MONAI Label's app."""
+    """A bundle with hand-made weights in models/, as MONAI Label's app has it."""
 
     def make(name: str, channels: int = 1) -> Path:
         folder = tmp_path / name
@@ -63,7 +63,7 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
 
 
 class Server:
-    """MONAI Label's way from an image file to the array that a client sees, axes as the image's own array has them."""
+    """MONAI Label's way from an image file to the array that a client sees, with the axes of the image's own array."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parser = folder, ConfigParser()
@@ -74,7 +74,7 @@ class Server:
         self.labels = {label: int(k) for k, label in outputs.items() if label != "background"}
 
     def __call__(self, image: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The mask and its affine, as they are written to the file that the client gets."""
+        """The mask and its affine, as written to the client's file."""
         self.parser.config["device"] = "cpu"
         data: dict[str, Any] = {
             "image": str(image),
@@ -100,7 +100,7 @@ class Server:
             pred = Resize(wanted, mode="nearest")(pred)
         pred = pred if pred.ndim <= 3 else pred[0] if len(pred) == 1 else pred
         self.extension = data.get("result_extension") or image.suffix
-        # the writer hands the transposed array to ITK, whose last axis is x: 2-D comes out as rows and columns
+        # the writer passes the transposed array to ITK, whose last axis is x: 2-D comes out as rows and columns
         written = pred.numpy().transpose()
         return (written if written.ndim == 2 else written.transpose()), np.asarray(
             meta.get("original_affine", np.eye(3))
@@ -128,7 +128,7 @@ def on_the_command_line(folder: Path, image: Path, out: Path) -> None:
 
 
 def picture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """0 to 255, smooth, and nowhere symmetric: a mask on its side or mirrored is another one."""
+    """0 to 255, smooth and without symmetry: a transposed or mirrored mask differs."""
     noise = np.random.default_rng(seed).normal(size=shape)
     for axis in range(len(shape)):
         noise = np.cumsum(noise, axis)
@@ -206,7 +206,7 @@ def test_a_microscopy_mask_is_upright_and_that_of_the_command_line(name, write, 
         assert np.array_equal(255 * mask, tifffile.imread(tmp_path / "out" / "image_label.tif"))
         assert set(np.unique(mask)) == {0, 1}
     else:
-        assert mask.dtype == np.uint16, "more than 255 cells keep their numbers"
+        assert mask.dtype == np.uint16, "room for more than 255 cells"
         assert np.array_equal(mask, tifffile.imread(tmp_path / "out" / "image_instances.tif"))
         assert mask.max() > 0
     assert mask.shape == (97, 131)
@@ -284,7 +284,7 @@ def test_weights_replaced_by_others_are_an_error_although_it_loads_them_loosely(
 
 
 def train(folder: Path, items: list[dict[str, str]], validation: list[dict[str, str]], **more: Any) -> None:
-    """What a `/train/` request does, and values that make it quick."""
+    """Do what a `/train/` request does, with values that make it quick."""
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "train.yaml")
     model = str(folder / "models" / "model.pt")
@@ -318,7 +318,7 @@ def store(tmp_path, monkeypatch) -> str:
 
 
 def annotated(name: str, folder: Path, count: int = 2) -> list[dict[str, str]]:
-    """Images with labels as MONAI Label stores them: of a client's mask, not of the data set's own files."""
+    """Images with labels as MONAI Label stores them, which come from a client's mask."""
     items = []
     for number in range(count):
         image = picture((24, 26, 22) if name == HIPPOCAMPUS else (90, 101), number)
@@ -336,7 +336,7 @@ def annotated(name: str, folder: Path, count: int = 2) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", LABELS)
 def test_one_epoch_on_its_labels_replaces_the_weights_and_is_a_run(name, bundle, tmp_path, store):
-    """With an empty validation list, which is what it gives below five labels, and with weights to go on from."""
+    """With an empty validation list, which it passes below five labels, and with weights to continue from."""
     from mlflow import MlflowClient
 
     folder, items = bundle(name), annotated(name, tmp_path)
@@ -344,7 +344,7 @@ def test_one_epoch_on_its_labels_replaces_the_weights_and_is_a_run(name, bundle,
     train(folder, items, [], learning_rate=0.0)
     after = torch.load(folder / "models" / "model.pt")
     weights = [key for key in before if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    assert all(torch.equal(before[key], after[key]) for key in weights), "it went on from the weights that were there"
+    assert all(torch.equal(before[key], after[key]) for key in weights), "it continued from the existing weights"
     train(folder, items[:1], items[1:], learning_rate=0.01)
     moved = torch.load(folder / "models" / "model.pt")
     assert any(not torch.equal(before[key], moved[key]) for key in weights)
