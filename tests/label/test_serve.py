@@ -54,10 +54,7 @@ def test_missing_weights(bundle, studies, monkeypatch, capsys):
     weights = bundle / "models" / "model.pt"
     weights.unlink()
     text = error_of(monkeypatch, capsys, "--bundle", bundle, "--studies", studies)
-    assert (
-        f"{weights} is missing: train the bundle first (see its docs/README.md), or use WEIGHTS=path/of/model.pt"
-        in text
-    )
+    assert f"{weights} is missing: train the bundle first (see its docs/README.md), or use WEIGHTS=a/model.pt" in text
 
 
 def test_given_weights_are_copied_but_never_overwrite(bundle, studies, tmp_path, monkeypatch, capsys):
