@@ -15,7 +15,6 @@ agree to half a voxel. Results are written to benchmarks/results/elastic.json.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import warnings
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.peers import alternately, available, markdown, record, summary, title
+from benchmarks.peers import alternately, arguments, available, markdown, record, summary, title
 from monai_unet.memory import keep_freed_memory
 from monai_unet.transforms import RandElasticDeformationd
 
@@ -272,9 +271,7 @@ def target(record: dict[str, Any], size: Sequence[int], order: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="in 2-D; a third of them in 3-D")
-    rounds = parser.parse_args().rounds
+    rounds = arguments(__doc__, rounds=10).rounds
     torch.set_num_threads(1)
     keep_freed_memory()
     differences = {title(size): oracle_difference(size) for size in {size for size, _ in CASES}}

@@ -11,7 +11,6 @@ nine tiles, with a network of half the width, so that reading and writing matter
 
 from __future__ import annotations
 
-import argparse
 import copy
 import ctypes
 import tempfile
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.larger_than_memory import network_of, write_image
-from benchmarks.peers import alternately, channels, fast_bfloat16, markdown, record, summary
+from benchmarks.peers import alternately, arguments, channels, fast_bfloat16, markdown, record, summary
 from benchmarks.whole_step import steps_of
 from monai_unet.data.large import predict as large_images
 from monai_unet.inferers import OverlapTileInferer, TileInferer
@@ -128,10 +127,7 @@ def compiled(width: int) -> tuple[Work, Work, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    given = arguments(__doc__, width=32, rounds=3)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,6 @@ inferer at an overlap of 0.5, and no seams beyond rounding.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,17 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.peers import alternately, best_device, channels, fast_bfloat16, markdown, median_ratio, record, spread
+from benchmarks.peers import (
+    alternately,
+    arguments,
+    best_device,
+    channels,
+    fast_bfloat16,
+    markdown,
+    median_ratio,
+    record,
+    spread,
+)
 from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.memory import keep_freed_memory, measured_bytes
 from monai_unet.networks import ValidUNet
@@ -83,11 +92,7 @@ def ways(image: Tensor, network: ValidUNet, amp: bool) -> dict[str, tuple[str, C
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=970)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    given = arguments(__doc__, size=970, width=32, rounds=3)
     device = best_device()
     amp = fast_bfloat16(device)
     keep_freed_memory()  # as in the bundles; for all of them

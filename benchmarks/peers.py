@@ -5,6 +5,7 @@ Those that take turns share the load of the machine; each round starts with anot
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -20,6 +21,16 @@ from monai_unet.tracking.provenance import code_version
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
+
+
+def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
+    """Read the command line: one option per default, of its type; a tuple takes several values."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        several = isinstance(default, tuple)
+        kind = type(default[0] if several else default)
+        parser.add_argument(f"--{name}", type=kind, default=default, nargs="+" if several else None)
+    return parser.parse_args()
 
 
 def available(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:

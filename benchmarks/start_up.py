@@ -8,7 +8,6 @@ the import of MONAI; and the compact training of the EM bundle on the synthetic 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from benchmarks.peers import alternately, markdown, record, summary
+from benchmarks.peers import alternately, arguments, markdown, record, summary
 from monai_unet.datasets import prepare
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "em_membrane_segmentation"
@@ -40,9 +39,7 @@ class StopAtFirstStep:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    rounds = arguments(__doc__, rounds=3).rounds
     python = [sys.executable, "-W", "ignore"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -8,12 +8,11 @@ median is printed and written to benchmarks/results/training_step.json. Data loa
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
 
-from benchmarks.peers import best_device, channels, fast_bfloat16, record, spread
+from benchmarks.peers import arguments, best_device, channels, fast_bfloat16, record, spread
 from monai_unet.inferers import TileInferer
 from monai_unet.losses import PixelWeightedCrossEntropyLoss
 from monai_unet.networks import ValidUNet
@@ -39,9 +38,7 @@ def seconds_per_step(features: tuple[int, ...], amp: bool, steps: int, device: t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5)
-    steps = parser.parse_args().steps
+    steps = arguments(__doc__, steps=5).steps
     device = best_device()
     rows = []
     for top in (64, 32):

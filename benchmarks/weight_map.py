@@ -14,7 +14,6 @@ Written to benchmarks/results/weight_map.json, with the exponents of cost ~ pixe
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.peers import alternately, available, markdown, record, summary, title
+from benchmarks.peers import alternately, arguments, available, markdown, record, summary, title
 from monai_unet.transforms import BorderWeightMap, SeparateInstances
 
 #: (spatial size, objects)
@@ -213,11 +212,8 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1024, help="of the case that is measured in full")
-    parser.add_argument("--cells", type=int, default=400)
-    options = parser.parse_args()
-    first = headline(options.size, options.cells)
+    given = arguments(__doc__, size=1024, cells=400)
+    first = headline(given.size, given.cells)
     print(
         f"{first['size']}², {first['cells']} cells: ours {statistics.median(first['ours_s']):.3f} s, "
         f"one transform per object {first['per_object_s']:.1f} s, ratio {first['ratio']:.0f}, "

@@ -11,7 +11,6 @@ pieces of a step are also timed separately.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from benchmarks.peers import alternately, best_device, channels, fast_bfloat16, markdown, record, summary
+from benchmarks.peers import alternately, arguments, best_device, channels, fast_bfloat16, markdown, record, summary
 from monai_unet.datasets import prepare
 from monai_unet.inferers import TileInferer
 from monai_unet.losses import PixelWeightedCrossEntropyLoss
@@ -112,11 +111,7 @@ def pieces(parser: ConfigParser, amp: bool, repeats: int = 3) -> dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    given = arguments(__doc__, widths=(64, 32), steps=1, rounds=3)
     device = best_device()
     amp = fast_bfloat16(device)
     keep_freed_memory()  # as in the bundles; for all of them

@@ -8,7 +8,6 @@ separately. If there are more workers than cores, the time cannot become shorter
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -21,7 +20,7 @@ import zarr
 from distributed import LocalCluster
 
 from benchmarks.larger_than_memory import network_of
-from benchmarks.peers import channels, fast_bfloat16, markdown, record
+from benchmarks.peers import arguments, channels, fast_bfloat16, markdown, record
 from monai_unet.data.large import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.transforms import LabelInstances
@@ -30,11 +29,7 @@ ARRAYS = ("0", "labels/classes/0", "labels/instances/0")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=2500)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    given = parser.parse_args()
+    given = arguments(__doc__, size=2500, width=16, workers=(1, 2, 4))
     torch.set_num_threads(1)
     amp = fast_bfloat16(torch.device("cpu"))
     network = network_of(channels(given.width))

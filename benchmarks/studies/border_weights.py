@@ -10,13 +10,12 @@ cells. Prints merged cells and SEG and writes benchmarks/results/border_weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_tables import CELLS, ROOT, STEPS_PER_EPOCH, VAL_INTERVAL, bundle_run
-from benchmarks.peers import best_device, channels, markdown, record
+from benchmarks.peers import arguments, best_device, channels, markdown, record
 from monai_unet.datasets import prepare
 
 TILE_SIZE = 196
@@ -43,12 +42,7 @@ def train_and_score(w0: int, seed: int, epochs: int, width: int, data: Path, wor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "border_weights")
-    given = parser.parse_args()
+    given = arguments(__doc__, seeds=3, epochs=8, width=16, work=ROOT / "runs" / "border_weights")
     work = given.work.absolute()
     data = prepare("dic_c2dh_hela", output=work / "data").parent
     rows = []
