@@ -1,5 +1,7 @@
-"""The fault table of docs/faults.md, row by row: what was lost, whether the curve is the uninterrupted one, and how the
-run in MLflow ends. Each training is a process of its own, forked after the imports, with its run in SQLite."""
+"""The fault table of docs/faults.md, row by row: what was lost, whether the curve is the same, how the MLflow run ends.
+
+Each training run is a process of its own, forked after the imports, with its MLflow run in SQLite.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def _training(folder: Path, fault: Callable[..., None], kwargs: dict) -> None:
 
 
 class Faults:
-    """Trainings that fail, one after the other, in one folder."""
+    """Training runs that fail, one after the other, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "out"
@@ -79,12 +81,12 @@ class Faults:
         assert process.exitcode == 0
 
     def curve(self) -> list[tuple[int, float]]:
-        """Every step that was made, in its order, again where it was made again."""
+        """Return every step in the order in which it was made, repeated ones included."""
         file = self.folder.parent / "curve.jsonl"
         return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def again(self) -> int:
-        """How many steps had to be made a second time."""
+    def repeated(self) -> int:
+        """Return how many steps had to be repeated."""
         steps = [step for step, _ in self.curve()]
         return len(steps) - len(set(steps))
 
@@ -118,7 +120,7 @@ def faults(tmp_path) -> Faults:
 
 
 def check(faults: Faults, uninterrupted: set[tuple[int, float]]) -> None:
-    """After all faults: the same curve, also where steps were made again, in one run, which has finished."""
+    """After all faults the curve is the same, also where steps were repeated, in one run, which has finished."""
     assert set(faults.curve()) == uninterrupted
     assert faults.runs() == ["FINISHED"]
     assert faults.tracked() == sorted(uninterrupted)
@@ -141,12 +143,12 @@ def test_killed_at_20_random_moments_of_training(faults, uninterrupted):
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        # nothing but the steps since the last checkpoint, which the next one makes again
+        # no more than the steps since the last checkpoint, which the next run repeats
         assert faults.curve()[-1][0] - max(faults.steps(), default=0) <= STEPS
         assert faults.runs() in ([], ["RUNNING"])  # none yet, if it was too soon for the first message
     faults.finish()
-    print(f"{faults.again()} of {EPOCHS * STEPS} steps made again after 20 kills")
-    assert faults.again() <= 20 * STEPS
+    print(f"{faults.repeated()} of {EPOCHS * STEPS} steps repeated after 20 kills")
+    assert faults.repeated() <= 20 * STEPS
     check(faults, uninterrupted)
 
 
@@ -166,7 +168,7 @@ def test_killed_20_times_inside_a_save(faults, uninterrupted, monkeypatch):
         kills += bool(set(folder.glob(".*.partial*")) - left)  # else the file was whole and in its place before
     faults.finish()
     assert not list(folder.glob(".*"))
-    print(f"{faults.again()} of {EPOCHS * STEPS} steps made again after 20 kills")
+    print(f"{faults.repeated()} of {EPOCHS * STEPS} steps repeated after 20 kills")
     check(faults, uninterrupted)
 
 
@@ -182,7 +184,7 @@ def test_asked_to_stop(number, faults, uninterrupted):
     assert faults.runs() == ["KILLED"]
     assert faults.steps()[-1] == 23
     faults.finish()
-    assert faults.again() == 0
+    assert faults.repeated() == 0
     check(faults, uninterrupted)
 
 
@@ -213,7 +215,7 @@ def test_disk_full_while_saving(small_disk, tmp_path, uninterrupted):
     assert faults.runs() == ["FAILED"]
     (small_disk / FILLER).unlink()
     faults.finish()
-    assert faults.again() == 10
+    assert faults.repeated() == 10
     check(faults, uninterrupted)
 
 
@@ -231,7 +233,7 @@ def test_nan_in_the_data(faults, uninterrupted):
     assert faults.steps() == [10, 20]
     assert faults.runs() == ["FAILED"]
     faults.finish()
-    assert faults.again() == 5
+    assert faults.repeated() == 5
     check(faults, uninterrupted)
 
 
@@ -246,5 +248,5 @@ def test_broken_newest_checkpoint(faults, uninterrupted):
     path = faults.folder / "checkpoints" / "step_00000040.pt"
     path.write_bytes(path.read_bytes()[:5000])
     faults.finish()
-    assert faults.again() == 15
+    assert faults.repeated() == 15
     check(faults, uninterrupted)

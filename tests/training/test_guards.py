@@ -1,4 +1,4 @@
-"""What ends a training says why, and what to do; the last good checkpoint stays."""
+"""A training run that fails says why and what to do; the last good checkpoint is kept."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 def answer_of(work: Callable[..., None], *args) -> str | None:
-    """What ``work(pipe, *args)`` sends from a process of its own, whose limits it may set."""
+    """Return what ``work(pipe, *args)`` sends from a process of its own, whose limits it may set."""
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe()
     process = fork.Process(target=work, args=(there, *args))
@@ -38,6 +39,14 @@ def answer_of(work: Callable[..., None], *args) -> str | None:
     return answer
 
 
+def guarded_engine(network: ValidUNet, step: Callable[..., Any]) -> Engine:
+    engine = Engine(step)
+    engine.optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    engine.state.device = torch.device("cpu")
+    Guards(network).attach(engine)
+    return engine
+
+
 def guarded(network: torch.nn.Module) -> list[Guards]:
     return [Guards(network)]
 
@@ -46,7 +55,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step_*.pt"))
 
 
-# --- a loss that is no number ---
+# --- a loss that is not finite ---
 
 
 def test_nan_in_an_image_is_named_and_the_last_good_checkpoint_kept(tmp_path):
@@ -66,7 +75,7 @@ def test_nan_in_an_image_is_named_and_the_last_good_checkpoint_kept(tmp_path):
     assert found[2] == "2"
     assert list(error.value.curve) == list(range(1, int(found[1])))
     assert steps(tmp_path) == [0, 4]
-    # with the data repaired the training goes on
+    # with the data repaired the run resumes
     assert list(train(tmp_path, data=items(9), batch_size=1, resume=True)) == list(range(5, 13))
 
 
@@ -92,7 +101,7 @@ def test_the_files_of_a_step_are_named(tmp_path):
         engine.run(loader)
 
 
-def test_an_exploding_training_is_told_from_bad_data(tmp_path):
+def test_divergence_is_distinguished_from_bad_data(tmp_path):
     with pytest.raises(FloatingPointError, match="all data are finite, so try a lower --learning_rate"):
         train(tmp_path, handlers=guarded, learning_rate=1e30, optimizer=torch.optim.SGD)
 
@@ -110,7 +119,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 # --- memory ---
 
 
-def test_the_tile_that_is_named_fits_and_the_next_does_not():
+def test_the_suggested_tile_fits_and_the_next_larger_does_not():
     network = ValidUNet(2, 1, 2, (4, 8, 16))
     shape = (1, 1, network.input_size(300), network.input_size(300))
     (tile, _) = largest_tile(network, shape, step_bytes(network, shape) // 3)
@@ -119,7 +128,7 @@ def test_the_tile_that_is_named_fits_and_the_next_does_not():
     assert step_bytes(network, (1, 1, n + 4, n + 4)) > step_bytes(network, shape) // 3
 
 
-def test_without_knowing_the_memory_a_tile_of_half_the_need_is_named():
+def test_if_free_memory_is_unknown_half_of_what_the_step_needed_is_assumed():
     network = ValidUNet(3, 1, 2, (2, 4), norm="batch")
     shape = (2, 1, 60, 60, 44)
     tile = largest_tile(network, shape, None)
@@ -129,13 +138,13 @@ def test_without_knowing_the_memory_a_tile_of_half_the_need_is_named():
 
 
 def _under_a_limit(pipe, tile: int) -> None:
-    """A step at this tile size, where only 300 MiB more may be had; answers with the advice, or None for success."""
+    """Make a step at this tile size with only 300 MiB more memory; send the advice, or None for success."""
     import resource
 
     torch.set_num_threads(1)
     network = ValidUNet(2, 1, 2, (8, 16, 32))
     size = network.input_size(tile)
-    step_bytes(network, (1, 1, SIZE, SIZE))  # imports what counting needs
+    step_bytes(network, (1, 1, SIZE, SIZE))  # imports what the estimate needs
     network(torch.zeros(1, 1, SIZE, SIZE)).sum().backward()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (300 << 20)
@@ -145,19 +154,15 @@ def _under_a_limit(pipe, tile: int) -> None:
         network(batch["image"]).sum().backward()
         return [{"loss": 0.0}]
 
-    engine = Engine(step)
-    engine.optimizer = torch.optim.SGD(network.parameters())
-    engine.state.device = torch.device("cpu")
-    Guards(network).attach(engine)
     try:
-        engine.run([{"image": torch.zeros(1, 1, size, size)}])
+        guarded_engine(network, step).run([{"image": torch.zeros(1, 1, size, size)}])
         pipe.send(None)
     except RuntimeError as e:
         pipe.send(str(e))
 
 
 @LINUX
-def test_out_of_memory_names_a_tile_that_then_fits():
+def test_the_tile_suggested_out_of_memory_then_fits():
     advice = answer_of(_under_a_limit, 1012)
     found = re.fullmatch(r"out of memory with a tile_size of \[1012, 1012\]; --tile_size (\d+) should fit", advice)
     assert found, advice
@@ -165,7 +170,7 @@ def test_out_of_memory_names_a_tile_that_then_fits():
     assert answer_of(_under_a_limit, int(found[1])) is None
 
 
-def test_what_the_failed_step_held_is_free_before_memory_is_counted(monkeypatch):
+def test_the_memory_of_the_failed_step_is_freed_before_free_memory_is_read(monkeypatch):
     held, at_counting = [], []
 
     def step(engine, batch):
@@ -181,10 +186,7 @@ def test_what_the_failed_step_held_is_free_before_memory_is_counted(monkeypatch)
         return 1 << 30
 
     monkeypatch.setattr(guards, "available_bytes", available)
-    engine = Engine(step)
-    engine.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    engine.state.device = torch.device("cpu")
-    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    engine = guarded_engine(ValidUNet(2, 1, 2, (2, 3)), step)
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
     assert at_counting == [None]
@@ -195,10 +197,7 @@ def test_a_network_too_wide_for_any_tile():
         raise MemoryError
 
     network = ValidUNet(2, 1, 2, (2, 3, 4))
-    engine = Engine(step)
-    engine.optimizer = torch.optim.SGD(network.parameters())
-    engine.state.device = torch.device("cpu")
-    Guards(network).attach(engine)
+    engine = guarded_engine(network, step)
     with pytest.raises(RuntimeError, match=r"with a tile_size of \[4, 4\]; none fits, so choose fewer --features"):
         engine.run([{"image": torch.zeros(1, 1, SIZE, SIZE)}])
 
@@ -210,8 +209,7 @@ class Exhausted(MapTransform):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_out_of_memory_in_the_loader(workers):
-    engine = Engine(lambda engine, batch: None)
-    Guards(ValidUNet(2, 1, 2, (2, 3))).attach(engine)
+    engine = guarded_engine(ValidUNet(2, 1, 2, (2, 3)), lambda engine, batch: None)
     with pytest.raises(RuntimeError, match="out of memory while an image was loaded; choose a smaller --tile_size or"):
         engine.run(DataLoader(Dataset([{}], Exhausted("image")), num_workers=workers))
 
@@ -263,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(step, file, kep
     assert list(train(tmp_path, resume=True)) == list(range(last + 1, 13))
 
 
-# --- one training per folder ---
+# --- one training run per folder ---
 
 
 def test_a_second_training_run_in_the_folder_is_refused(tmp_path):

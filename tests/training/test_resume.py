@@ -1,4 +1,4 @@
-"""A training that is interrupted and continued is the training that was not interrupted."""
+"""A training run that is interrupted and resumed equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 def interrupt(number: int = signal.SIGTERM, at: int = 0):
-    """Asks this process to stop in step ``at``, as a scheduler or the user would."""
+    """Ask this process to stop in step ``at``, as a scheduler or the user would."""
 
     def on_step(engine):
         if engine.state.iteration == at:
@@ -61,7 +61,7 @@ def test_stopped_anywhere_it_continues_bit_for_bit(at, whole, tmp_path):
     first = stopped(tmp_path, at)
     second = train(tmp_path, resume=True)
     assert {**first, **second} == curve
-    assert list(second) == list(range(at + 1, 13))  # nothing was lost, nothing done twice
+    assert list(second) == list(range(at + 1, 13))  # nothing is lost or repeated
     before, after = last(folder), last(tmp_path)
     assert all(torch.equal(before["network"][name], after["network"][name]) for name in before["network"])
     assert before["best"] == after["best"]
@@ -80,7 +80,7 @@ def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_at_work(whole, tm
         if engine.state.iteration == 6:
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGTERM)
-            time.sleep(0.5)  # a worker that dies of it breaks the training now
+            time.sleep(0.5)  # a worker that has died breaks the run now
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(TrainingStopped, match="SIGTERM after step 6") as error:
@@ -125,13 +125,13 @@ def test_a_checkpoint_with_the_fields_of_earlier_versions_is_resumed(whole, tmp_
     assert {**first, **train(tmp_path, resume=True)} == whole[1]
 
 
-def test_signals_are_given_back(tmp_path):
+def test_signal_handlers_are_restored(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     stopped(tmp_path, 2)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-# --- where to continue from ---
+# --- where to resume from ---
 
 
 def files(folder: Path) -> list[str]:
@@ -143,7 +143,7 @@ def _flip_a_bit(path: Path) -> None:
     weight = torch.load(path, weights_only=True)["network"]["head.weight"].numpy().tobytes()
     content[content.index(weight)] ^= 1
     path.write_bytes(content)
-    torch.load(path, weights_only=True)  # torch itself lets it pass
+    torch.load(path, weights_only=True)  # torch itself does not notice
 
 
 def _cut(path: Path) -> None:
@@ -177,14 +177,14 @@ def test_nothing_to_resume_is_an_error_when_asked_for_and_a_start_when_automatic
     assert train(tmp_path, resume="auto") == whole[1]
 
 
-def test_resuming_a_complete_training_does_nothing(whole, tmp_path):
+def test_resuming_a_complete_run_does_nothing(whole, tmp_path):
     train(tmp_path)
     before = files(tmp_path)
     assert train(tmp_path, resume="auto") == {}
     assert files(tmp_path) == before
 
 
-def test_a_new_training_moves_the_former_aside(tmp_path):
+def test_a_new_run_moves_the_previous_checkpoints_aside(tmp_path):
     stopped(tmp_path, 6)
     former = files(tmp_path)
     stopped(tmp_path, 2)
@@ -193,7 +193,7 @@ def test_a_new_training_moves_the_former_aside(tmp_path):
     assert next(iter(train(tmp_path, resume=True))) == 3
 
 
-def test_what_a_killed_save_left_is_cleared_away(tmp_path):
+def test_what_a_killed_save_left_is_removed(tmp_path):
     stopped(tmp_path, 6)
     (tmp_path / "checkpoints" / ".step_00000007.123.partial.pt").write_bytes(b"half")
     train(tmp_path, resume=True)
@@ -240,6 +240,16 @@ def test_a_long_epoch_is_saved_before_its_end(tmp_path, monkeypatch):
 # --- changed hyperparameters ---
 
 
+def learning_rates(folder: Path, **kwargs) -> dict[int, float]:
+    rates = {}
+
+    def on_step(engine):
+        rates[engine.state.iteration] = engine.optimizer.param_groups[0]["lr"]
+
+    train(folder, on_step=on_step, **kwargs)
+    return rates
+
+
 def test_a_changed_hyperparameter_is_refused_unless_allowed(whole, tmp_path, caplog):
     stopped(tmp_path, 6)
     with pytest.raises(
@@ -248,28 +258,18 @@ def test_a_changed_hyperparameter_is_refused_unless_allowed(whole, tmp_path, cap
         "with --resume_changed true",
     ):
         train(tmp_path, learning_rate=0.05, resume=True)
-    rates = {}
-
-    def on_step(engine):
-        rates[engine.state.iteration] = engine.optimizer.param_groups[0]["lr"]
-
-    train(tmp_path, learning_rate=0.05, resume=True, resume_changed="true", on_step=on_step)
+    rates = learning_rates(tmp_path, learning_rate=0.05, resume=True, resume_changed="true")
     assert "changed on resuming: learning_rate: 0.01 → 0.05" in caplog.text
-    # behind the scheduler's step, on the new cosine as if it had been followed from the start
+    # after the scheduler's step, on the new cosine as if it had been followed from the start
     expected = {step: 0.05 * (1 + np.cos(np.pi * step / 12)) / 2 for step in range(7, 13)}
     assert rates == pytest.approx(expected)
     assert last(tmp_path)["changes"] == ["step 6: learning_rate: 0.01 → 0.05"]
     assert last(tmp_path)["parameters"]["learning_rate"] == 0.05
 
 
-def test_a_longer_training_needs_no_leave_and_follows_the_longer_cosine(tmp_path, caplog):
+def test_a_longer_run_is_always_accepted_and_follows_the_longer_cosine(tmp_path, caplog):
     train(tmp_path, epochs=2)
-    rates = {}
-
-    def on_step(engine):
-        rates[engine.state.iteration] = engine.optimizer.param_groups[0]["lr"]
-
-    train(tmp_path, epochs=4, resume=True, on_step=on_step)
+    rates = learning_rates(tmp_path, epochs=4, resume=True)
     assert "changed on resuming: max_epochs: 2 → 4" in caplog.text
     assert rates == pytest.approx({s: 0.01 * (1 + np.cos(np.pi * s / 16)) / 2 for s in range(9, 17)}, abs=1e-12)
 
@@ -303,7 +303,7 @@ def test_other_words_are_refused(kwargs, message, tmp_path):
 
 
 class Run:
-    """What `Checkpoints` asks of a `Tracking`."""
+    """The part of `Tracking` that `Checkpoints` uses."""
 
     def __init__(self) -> None:
         self.run_id = "run-7"

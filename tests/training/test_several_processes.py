@@ -1,4 +1,4 @@
-"""Two processes train as one: the same data, one set of weights, one checkpoint; and none survives the other."""
+"""Two processes train as one: the same data, one set of weights, one checkpoint; if one dies, the other ends."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _process(pipe, rank: int, port: int, folder: Path, kwargs: dict, die_at: int
 
 
 def together(folder: Path, die_at: int | None = None, **kwargs) -> list:
-    """What each of two processes answers: its loss curve, or its error; None if it was killed."""
+    """Return the answer of each of two processes: its loss curve, or its error; None if it was killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

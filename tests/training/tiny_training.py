@@ -1,4 +1,4 @@
-"""A training as the bundles wire it, that takes a tenth of a second: for the tests of what interrupts one."""
+"""A training run wired as in the bundles that takes a tenth of a second, for the tests that interrupt it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(
     tracking: Any = None,
     **checkpoints: Any,
 ) -> dict[int, float]:
-    """Train; the loss of each step that was made, by its number."""
+    """Train, and return the loss of each step by its number."""
     torch.set_num_threads(1)
     set_determinism(0)
     network = wrap(ValidUNet(2, 1, 2, features, dropout=dropout))
