@@ -1,6 +1,13 @@
 """The measures of the paper's two tables, and two additions to MONAI's metrics for volumes."""
 
-from monai_unet.metrics.cell_tracking import CellErrors, MergesAndSplits, SegMeasure, merges_and_splits, seg_measure
+from monai_unet.metrics.cell_tracking import (
+    CellErrors,
+    MergesAndSplits,
+    SegMeasure,
+    det_measure,
+    merges_and_splits,
+    seg_measure,
+)
 from monai_unet.metrics.isbi import PixelError, RandError, WarpingError, pixel_error, rand_error, warping_error
 from monai_unet.metrics.volumes import PerClass, SurfaceMetricHandler
 
@@ -13,6 +20,7 @@ __all__ = [
     "SegMeasure",
     "SurfaceMetricHandler",
     "WarpingError",
+    "det_measure",
     "merges_and_splits",
     "pixel_error",
     "rand_error",

@@ -1,7 +1,8 @@
-"""SEG of the Cell Tracking Challenge (Table 2 of the paper), and merged cells, which the weight map prevents.
+"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), and merged cells, which the weight map prevents.
 
-SEG: Maška et al. 2014, Bioinformatics 30:1609. Both start from the pixels shared by reference and predicted objects,
-counted once per image. `py-ctcmetrics` gives the same SEG, and DET and TRA, for files on disk.
+SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959. All measures start from
+the pixels shared by reference and predicted objects, counted once per image. `py-ctcmetrics` gives the same numbers for
+files on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from monai.utils import convert_to_numpy
 
 from monai_unet.options import parse_choice
 
-__all__ = ["CellErrors", "MergesAndSplits", "SegMeasure", "merges_and_splits", "seg_measure"]
+__all__ = ["CellErrors", "MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
 
 Frames = NdarrayOrTensor | Sequence[NdarrayOrTensor]
 
@@ -119,6 +120,26 @@ def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = N
     sums = [_seg_sum(overlaps) for overlaps in _per_frame(reference, prediction, ignore)]
     objects = sum(count for _, count in sums)
     return sum(score for score, _ in sums) / objects if objects else float("nan")
+
+
+def det_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
+    """Compute DET: 1 − the cost of correcting the detections relative to that of adding all of them, at most 1.
+
+    A missed reference object costs 10, a surplus predicted object 1, and each further reference object matched by the
+    same predicted object 5; adding a reference object costs 10. Matches, arguments and errors as for `seg_measure`.
+    The challenge computes DET on its tracking markers (TRA), not on the SEG masks: state which were used. NaN without a
+    reference object.
+
+    >>> det_measure(np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 0, 0, 0]]))  # one of two cells is missed
+    0.5
+    """
+    cost = objects = 0
+    for overlaps in _per_frame(reference, prediction, ignore):
+        matches = np.bincount(overlaps.prediction[overlaps.matched], minlength=len(overlaps.prediction_size))
+        missed = len(overlaps.reference_size) - int(matches.sum())
+        cost += 10 * missed + int((matches == 0).sum()) + 5 * int(np.maximum(matches - 1, 0).sum())
+        objects += len(overlaps.reference_size)
+    return 1 - min(cost, 10 * objects) / (10 * objects) if objects else float("nan")
 
 
 class MergesAndSplits(NamedTuple):

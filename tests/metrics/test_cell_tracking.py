@@ -1,4 +1,4 @@
-"""SEG, merges and splits: drawn by hand, and against py-ctcmetrics."""
+"""SEG, DET, merges and splits: drawn by hand, and against py-ctcmetrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from scipy import ndimage
 
-from monai_unet.metrics import CellErrors, SegMeasure, merges_and_splits, seg_measure
+from monai_unet.metrics import CellErrors, SegMeasure, det_measure, merges_and_splits, seg_measure
 
 
 def drawn(*rows: str) -> np.ndarray:
@@ -45,10 +45,10 @@ def disturbed(rng: np.random.Generator, reference: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (6, 20, 25)])
-def test_seg_equals_py_ctcmetrics(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_seg_and_det_equal_py_ctcmetrics(shape: tuple[int, ...], tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile", reason="py-ctcmetrics reads TIFF files")
     representations = pytest.importorskip("ctc_metrics.utils.representations", reason="the oracle")
-    from ctc_metrics.metrics import seg
+    from ctc_metrics.metrics import det, seg
 
     rng = np.random.default_rng(0)
     references = [random_instances(rng, shape, 12) for _ in range(6)]
@@ -61,8 +61,14 @@ def test_seg_equals_py_ctcmetrics(shape: tuple[int, ...], tmp_path: Path) -> Non
         alone = seg([matches[-1][0]], [matches[-1][4]])
         assert 0 < alone < 1
         assert seg_measure(r, p) == pytest.approx(alone, abs=1e-12)
-    together = seg([match[0] for match in matches], [match[4] for match in matches])
-    assert seg_measure(references, predictions) == pytest.approx(together, abs=1e-12)
+    labels_r, labels_p, mapped_r, mapped_p, ious = (list(x) for x in zip(*matches, strict=True))
+    assert seg_measure(references, predictions) == pytest.approx(seg(labels_r, ious), abs=1e-12)
+    none = np.zeros((0, 4), int)
+    counts = representations.count_acyclic_graph_correction_operations(
+        none, none, labels_r, labels_p, mapped_r, mapped_p
+    )
+    assert counts["NS"] > 0
+    assert det_measure(references, predictions) == pytest.approx(det(**counts), abs=1e-12)
 
 
 def test_seg_by_hand() -> None:
@@ -93,6 +99,7 @@ def test_frames_are_pooled_over_their_objects_and_keep_their_own_ids() -> None:
     # the same arrays as one volume: object 1 has two pixels, of which one is half and does not match
     assert seg_measure(np.stack([two, one]), np.stack([drawn("5.."), drawn("1..")])) == 0
     assert merges_and_splits([drawn("12"), drawn("1.")], [drawn("33"), drawn("3.")]) == (2, 0)
+    assert det_measure([two, one], [drawn("5.."), drawn("1..")]) == pytest.approx(1 - 10 / 30)
 
 
 def test_ignored_pixels_do_not_count_as_prediction_except_inside_the_reference() -> None:
@@ -103,9 +110,21 @@ def test_ignored_pixels_do_not_count_as_prediction_except_inside_the_reference()
     assert seg_measure(reference, prediction, unlabelled) == 1
     assert seg_measure([reference], [prediction], [unlabelled.astype(np.float32)]) == 1
     assert seg_measure(reference, prediction, np.ones((1, 6))) == 1  # the reference always counts completely
+    assert det_measure(reference, prediction) == 1 - 1 / 10
+    assert det_measure(reference, prediction, unlabelled) == 1
     # half of 8 is in the cell, which does not count; all of it once the pixels to ignore are removed
     assert merges_and_splits(drawn("1111.."), drawn("778888")) == (0, 0)
     assert merges_and_splits(drawn("1111.."), drawn("778888"), drawn("....11") > 0) == (0, 1)
+
+
+def test_det_by_hand() -> None:
+    reference = drawn("11.22.33.44")
+    assert det_measure(reference, reference) == 1
+    assert det_measure(reference, drawn("11.22.33...")) == 1 - 10 / 40
+    assert det_measure(reference, drawn("11522633.44")) == 1 - 2 / 40
+    assert det_measure(reference, drawn("11.22.33333")) == 1 - 5 / 40
+    assert det_measure(reference, drawn("...........")) == 0
+    assert det_measure(drawn("1.........."), drawn("..23456789.")) == 0  # 18 to correct, 10 to draw anew
 
 
 @pytest.mark.parametrize(
@@ -135,11 +154,12 @@ def test_merges_and_splits_by_hand(reference: str, prediction: str, merged: int,
 def test_degenerate_frames_are_pinned() -> None:
     empty, one = np.zeros((4, 4), np.uint16), np.zeros((4, 4), np.uint16)
     one[3, 3] = 7  # one cell of one pixel, at the corner
-    assert math.isnan(seg_measure(empty, empty))
-    assert math.isnan(seg_measure(empty, one))
-    assert math.isnan(seg_measure([], []))
-    assert seg_measure(one, empty) == 0
-    assert seg_measure(one, one * 9) == 1
+    for measure in (seg_measure, det_measure):
+        assert math.isnan(measure(empty, empty))
+        assert math.isnan(measure(empty, one))
+        assert math.isnan(measure([], []))
+        assert measure(one, empty) == 0
+        assert measure(one, one * 9) == 1
     assert seg_measure(one, np.ones((4, 4), int)) == 1 / 16
     assert seg_measure(np.ones((4, 4), bool), np.ones((4, 4), bool)) == 1
     for pair in ((empty, empty), (empty, one), (one, empty), (one, one)):
@@ -154,6 +174,7 @@ def test_seventy_thousand_instances_and_huge_ids() -> None:
     prediction[0, 0] = 0
     start = time.process_time()
     assert seg_measure(reference, prediction) == 69_999 / 70_000
+    assert det_measure(reference, prediction) == pytest.approx(69_999 / 70_000)
     assert merges_and_splits(reference, prediction) == (0, 0)
     assert merges_and_splits(reference, np.ones_like(reference)) == (70_000, 0)
     assert time.process_time() - start < 5
@@ -177,7 +198,7 @@ BAD = [
 
 @pytest.mark.parametrize(("reference", "prediction", "ignore", "message"), BAD)
 def test_bad_input_is_refused(reference, prediction, ignore, message) -> None:
-    for function in (seg_measure, merges_and_splits):
+    for function in (seg_measure, det_measure, merges_and_splits):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(reference, prediction, ignore)
 
