@@ -1,4 +1,4 @@
-"""Optional packages, and the words that a bundle's command line hands over."""
+"""Optional packages, and options as a bundle's command line passes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["parse_bool", "parse_choice", "require"]
 
 
 def require(module: str, extra: str) -> Any:
-    """Import a package that one of the extras brings.
+    """Import a package that one of the extras installs.
 
     Args:
         module: its import name, ``"pydicom"`` or ``"pydicom.uid"``.

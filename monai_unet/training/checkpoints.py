@@ -237,7 +237,8 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """Remove what a killed run left half-written; move the checkpoints aside if they are not to be continued."""
-        for partial in self.folder.glob(".*.partial*"):
+        model = self.best.path
+        for partial in [*self.folder.glob(".*.partial*"), *model.parent.glob(f".{model.stem}.*.partial*")]:
             partial.unlink()
         if self.resume == "false" and self.folder.exists():
             previous = self.folder.with_name("checkpoints.previous")

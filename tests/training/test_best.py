@@ -1,4 +1,4 @@
-"""The best network of a training is kept, and whole."""
+"""The best network of a training run is kept, as a whole file."""
 
 from __future__ import annotations
 

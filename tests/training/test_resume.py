@@ -195,9 +195,10 @@ def test_a_new_run_moves_the_previous_checkpoints_aside(tmp_path):
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
     stopped(tmp_path, 6)
-    (tmp_path / "checkpoints" / ".step_00000007.123.partial.pt").write_bytes(b"half")
+    for name in ("checkpoints/.step_00000007.123.partial.pt", ".model.123.partial.pt"):
+        (tmp_path / name).write_bytes(b"half")
     train(tmp_path, resume=True)
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert not list(tmp_path.rglob(".*.partial*"))
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path, monkeypatch):
