@@ -1,4 +1,4 @@
-"""Synthetic DICOM series whose pixels tell where they lie: value = (slice · rows + row) · columns + column."""
+"""Synthetic DICOM series whose pixels encode their position: value = (slice · rows + row) · columns + column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DICOM front door: what loads keeps each voxel's world position; everything else says what is wrong."""
+"""DICOM series in: a volume that loads has each voxel at its world position; anything else is refused with a reason."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _coded(dataset: Any, syntax: Any) -> None:
 
 
 def _twelve_bits(junk: int) -> cases.Edit:
-    """12 bits stored in two's complement; ``junk`` lies in the four bits above, as scanners wrote overlays there."""
+    """12 bits stored in two's complement; ``junk`` is in the four bits above, where scanners once put overlays."""
 
     def edit(dataset: Any, k: int) -> None:
         cases.pixels(dataset, (cases.stored(k) - 1000).astype(np.int16) | np.int16(junk), bits=12)
@@ -115,8 +115,8 @@ def _twelve_bits(junk: int) -> cases.Edit:
     return edit
 
 
-def _beside(folder: Path) -> None:
-    """A SEG, a DICOMDIR, a text and hidden files beside the series, none of which is a slice."""
+def _with_other_files(folder: Path) -> None:
+    """A series in one folder with a SEG, a DICOMDIR, a text and hidden files, none of which is a slice."""
     write_series(folder)
     seg = cases.file_dataset(SegmentationStorage, "seg")
     seg.SeriesInstanceUID, seg.Modality = uid("seg"), "SEG"
@@ -174,7 +174,7 @@ def _lossy_frames(folder: Path, **values: Any) -> None:
 TURNED = [0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 shift = cases.STEP
 
-# The 35 folders of the field notes and their relatives: how each is built, and what the error says (None: it loads).
+# Folders as they come from hospitals: how each is built, and the text of its error (None: it loads).
 CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "plain": (write_series, None),
     "names unsorted": (_series(lambda d, k: None, slices=[3, 0, 5, 1, 4, 2], name="a{:d}.dcm"), None),
@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "no InstanceNumber": (_series(_set(InstanceNumber=None)), None),
     "no suffix": (_series(lambda d, k: None, name="IM{:d}"), None),
     "nested": (_nested, None),
-    "files beside": (_beside, None),
+    "other files in the folder": (_with_other_files, None),
     "enhanced multi-frame": (lambda f: _one(f, enhanced()), None),
     "enhanced, frames shuffled": (lambda f: _one(f, enhanced([3, 1, 0, 2, 5, 4])), None),
     "RLE": (_series(lambda d, k: _coded(d, RLELossless)), None),
@@ -260,7 +260,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "small tilt of half a degree": (
         _series(_at(lambda k: [0, k * shift * np.tan(np.radians(0.5)), k * shift])), r"stacked 0.5 degrees off"
     ),
-    "one slice shifted": (_series(_at(lambda k: [3 * (k == 2), 0, k * shift])), r"IM0002.dcm lies 3 mm off the others"),
+    "one slice shifted": (_series(_at(lambda k: [3 * (k == 2), 0, k * shift])), r"IM0002.dcm is 3 mm off the axis"),
     "no PixelSpacing": (_series(_drop(2, "PixelSpacing")), r"IM0002.dcm: no PixelSpacing: the geometry is unknown"),
     "PixelSpacing zero": (_series(_set(PixelSpacing=[0, 0.7])), r"PixelSpacing is \(0, 0.7\), not above 0 mm"),
     "PixelSpacing one number": (_series(_only(0, PixelSpacing=0.7)), r"PixelSpacing is 0.7, not 2 numbers"),
@@ -426,7 +426,7 @@ def test_monochrome1_is_inverted_within_the_stored_bits_by_hand(tmp_path: Path) 
 
 
 def test_skipped_files_are_logged_without_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _beside(tmp_path / "study")
+    _with_other_files(tmp_path / "study")
     with caplog.at_level(logging.WARNING):
         load(tmp_path / "study")
     assert "skipped 2 files that are not DICOM and 5 DICOM objects without images" in caplog.text

@@ -1,4 +1,4 @@
-"""DICOM SEG out: every voxel where its source has it, whatever the source's headers lack; read back by others' eyes."""
+"""DICOM SEG out: every voxel where its source has it, whatever the headers lack; read back by independent tools."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> tuple[np.ndarray, Series]:
 
 
 def classes(codes: np.ndarray) -> np.ndarray:
-    """A label 0, 1 or 2 that follows from a voxel's code and has no symmetry."""
+    """A label 0, 1 or 2 for each voxel's code, without any symmetry."""
     return (codes.astype(np.int64) * 7919 % 8191 % 3).astype(np.uint8)
 
 
@@ -56,7 +56,7 @@ def frames(dataset: Any) -> list[tuple[int, np.ndarray, Any]]:
 
 
 def assert_classes_in_place(dataset: Any, slices: int = SLICES, **geometry: Any) -> None:
-    """Every voxel of every frame lies where the phantom has the voxel whose code gives this label; none is missing."""
+    """Every voxel of every frame is where the phantom has a voxel whose code gives this label; none is missing."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
     row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=float).reshape(2, 3)
     spacing = np.array(shared.PixelMeasuresSequence[0].PixelSpacing, dtype=float)
@@ -70,10 +70,10 @@ def assert_classes_in_place(dataset: Any, slices: int = SLICES, **geometry: Any)
         lps = position + np.outer(c * spacing[1], row) + np.outer(r * spacing[0], column)
         found[number].append(lps * [-1, -1, 1])
     for number in (1, 2):
-        there, due = np.concatenate(found[number]), places[labels == number]
-        distance, partner = cKDTree(due).query(there)
+        there, expected = np.concatenate(found[number]), places[labels == number]
+        distance, partner = cKDTree(expected).query(there)
         assert distance.max() < 0.01
-        assert sorted(partner) == list(range(len(due)))
+        assert sorted(partner) == list(range(len(expected)))
 
 
 def written(folder: Path, mask: np.ndarray | None = None) -> Any:
@@ -154,7 +154,7 @@ def test_an_empty_segment_and_an_empty_mask(tmp_path: Path) -> None:
 
 
 def _bare(dataset: Any, k: int) -> None:
-    """What real series come with: attributes missing or not as they should be, noise, a spacing that is not true."""
+    """As real series are: attributes missing or invalid, rounding noise, a wrong spacing."""
     for keyword in ("FrameOfReferenceUID", "SliceThickness", "PatientID"):
         delattr(dataset, keyword)
     dataset.PatientSex, dataset.StudyDate, dataset.PatientBirthDate = "UNKNOWN", "ANONYM", "1.1.1970"
@@ -197,7 +197,7 @@ def test_a_killed_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_libraries_tell_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_libraries_log_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_series(tmp_path / "a", lambda d, k: setattr(d, "PatientName", "Geheim"))  # one part: highdicom warns of it
     logging.getLogger("highdicom").setLevel(logging.DEBUG)
     try:
@@ -210,11 +210,11 @@ def test_libraries_tell_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "Geheim" not in caplog.text
 
 
-# -- others' eyes ----------------------------------------------------------------------------------------------------
+# -- other tools -----------------------------------------------------------------------------------------------------
 
 
 def complaints(path: Path) -> str:
-    """What dciodvfy calls an error."""
+    """The errors that dciodvfy finds."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
     result = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""From files to files through the bundle's inference: in place, in kind, whatever lies beside, and without names."""
+"""From files to files through the bundle's inference: in place, in the format of the input, and without names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
-    # torch and MONAI on their own ways: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    # from within torch and MONAI: TorchScript in ignite, eval() of configs, the optional nvImageCodec
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
@@ -37,7 +37,7 @@ build, _, _ = driver(BUNDLE)
 
 
 class Coded(nn.Module):
-    """A network of identity for phantoms: whatever the normalisation, a voxel's rank among all is its code again.
+    """A stand-in for a network: whatever the normalisation, the rank of a phantom's voxel is its code again.
 
     (1, 1, *spatial) → logits (1, 3, *spatial) of the code's class.
     """
@@ -54,9 +54,9 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str]:
-    """Run the bundle's inference, the network one of identity; names of what lies in the output folder."""
+    """Run the bundle's inference with `Coded` as its network; names of the files in the output folder."""
     coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "inferer": {"_target_": "SimpleInferer"}}
-    options = {**coded, "spacing": [0, 0, 0], **override}  # 0: as it is
+    options = {**coded, "spacing": [0, 0, 0], **override}  # 0: unchanged
     workflow = build("inference", input=str(root), output_dir=str(out), device="cpu", **options)
     if status:
         with pytest.raises(SystemExit) as caught:
@@ -205,7 +205,7 @@ def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, monkeypatch: p
     assert failure["problem"] == "out of memory"
 
 
-def test_what_goes_wrong_after_reading_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_after_reading_are_reported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nifti(tmp_path / "in" / "a.nii.gz", seed=1)
     nifti(tmp_path / "in" / "b.nii.gz", seed=2)
     write = StudyWriter.__call__
@@ -280,10 +280,10 @@ def test_no_name_leaves_the_input(
             assert MARK.encode() not in path.read_bytes()
     seg = next(out.glob("*_seg.dcm"))
     assert pydicom.dcmread(seg).PatientName == MARK, "the SEG keeps the patient module"
-    told = caplog.text + "".join(capfd.readouterr())
-    assert "slice(s) missing" in told
+    printed = caplog.text + "".join(capfd.readouterr())
+    assert "slice(s) missing" in printed
     for secret in (MARK, "19991231", uid("good"), uid("gap"), uid("one"), uid("study")):
-        assert secret not in told
+        assert secret not in printed
         assert secret not in (out / "failures.json").read_text()
     assert MARK in Pseudonyms().table.read_text(), "the user's own table leads back"
 
@@ -291,7 +291,7 @@ def test_no_name_leaves_the_input(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_command_ends_with_status_1_and_prints_no_path(tmp_path: Path) -> None:
-    """MONAI itself prints the arguments; what a file holds is no argument."""
+    """MONAI itself prints the arguments, but not the content of a file that an argument names."""
     nifti(tmp_path / MARK / f"{MARK}1.nii.gz")
     (tmp_path / MARK / f"{MARK}2.nii.gz").write_bytes(b"cut")
     (tmp_path / "case.yaml").write_text(f"input: {tmp_path / MARK}")
@@ -321,7 +321,7 @@ def test_names_on_request(tmp_path: Path) -> None:
 
 
 def test_every_study_has_its_item_and_is_predicted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop asks the evaluator's data set item by item; one whose order differs would write to wrong names."""
+    """Items are taken from the evaluator's data set by number: in another order, results would get wrong names."""
     passes = []
     forward = Coded.forward
     monkeypatch.setattr(Coded, "forward", lambda self, x: passes.append(x.shape) or forward(self, x))
@@ -340,7 +340,7 @@ def test_every_study_has_its_item_and_is_predicted_once(tmp_path: Path, monkeypa
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_real_odd_files(tmp_path: Path) -> None:
-    """Every file of odd sources gives a SEG without errors, or a failure that says why."""
+    """Every file gives a SEG without errors, or a failure with its reason."""
     root = tmp_path / "in"
     for k, path in enumerate(sorted(real("odd/pydicom").iterdir())):
         if path.is_file():

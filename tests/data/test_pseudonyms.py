@@ -73,7 +73,7 @@ def test_first_runs_at_once_share_one_key_and_one_table(folder: Path) -> None:
     assert sorted(rows[1:]) == sorted([f"{run}{n}", "/data", ""] for run in "abc" for n in range(2000))
 
 
-def test_two_who_find_no_key_agree_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_that_find_no_key_agree_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen that there is none before either writes: the worst case of the race."""
     barrier = threading.Barrier(2)
     exists = Path.exists
@@ -90,7 +90,7 @@ def test_two_who_find_no_key_agree_on_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert first == second
 
 
-def test_a_folder_that_cannot_be(folder: Path) -> None:
+def test_a_folder_that_cannot_be_made(folder: Path) -> None:
     folder.parent.write_text("a file")
     with pytest.raises(InputError, match="cannot be kept there .* Set XDG_CONFIG_HOME to a folder of your own"):
         Pseudonyms()

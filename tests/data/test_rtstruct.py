@@ -1,4 +1,4 @@
-"""RTSTRUCT out: who fills the contours, pixel centre by pixel centre, gets the mask back."""
+"""RTSTRUCT out: filling the contours, pixel centre by pixel centre, gives the mask back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_unet.data.dicom.rtstruct import write_rtstruct
 
 
 def filled(structures: Any, number: int, slices: int = SLICES, **geometry: Any) -> np.ndarray:
-    """Slow oracle: the voxels (columns, rows, slices) whose centre an odd number of edges surrounds, in the plane."""
+    """Slow oracle, (columns, rows, slices): whether a ray from the voxel's centre crosses an odd number of edges."""
     places = world(np.indices((slices, ROWS, COLUMNS)).reshape(3, -1).T, **geometry) * [-1, -1, 1]
     places = places.reshape(slices, ROWS, COLUMNS, 3)
     right, down = places[0, 0, 1] - places[0, 0, 0], places[0, 1, 0] - places[0, 0, 0]
@@ -66,7 +66,7 @@ def test_contours_fill_to_the_mask(tmp_path: Path, geometry: dict[str, Any]) -> 
         np.testing.assert_array_equal(filled(found, number, **geometry), mask == number)
 
 
-def test_what_it_says_and_refers_to(tmp_path: Path) -> None:
+def test_names_colours_and_references(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     found = structures(tmp_path / "a", _mask())
     assert (found.PatientName, found.Modality, found.ApprovalStatus) == ("Geheim^Paula", "RTSTRUCT", "UNAPPROVED")

@@ -1,4 +1,4 @@
-"""What is found below a path, and what is said of it: everything, and no name."""
+"""Studies below a path: all are found, and none is named."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_pseudonyms_follow_the_series_and_the_content(tmp_path: Path) -> None:
     names = [[study.name for study in find_studies(tmp_path / folder)] for folder in "ab"]
     assert names[0] == names[1] == sorted(names[0], key=names[0].index)
     assert names[0][0] == Pseudonyms()(uid("one"))
-    shutil.copytree(tmp_path / "a", tmp_path / "a" / "t")  # copies: each is told
+    shutil.copytree(tmp_path / "a", tmp_path / "a" / "t")  # copies: each is listed
     assert {study.name for study in find_studies(tmp_path / "a")} == {*names[0], *(f"{name}-2" for name in names[0])}
     table = Pseudonyms().table.read_text()
     assert f"{names[0][0]},{tmp_path / 'a' / 's'},{uid('one')}" in table
 
 
-def test_headers_alike_beside_different_voxels_have_different_pseudonyms(tmp_path: Path) -> None:
+def test_equal_headers_of_different_voxels_have_different_pseudonyms(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.mhd").write_text("ObjectType = Image")
@@ -257,7 +257,7 @@ def test_explanations_name_all_on_request() -> None:
     assert study.explain(KeyError("Paula"))[0] == "KeyError: 'Paula'"
 
 
-def test_explanations_of_a_zip(tmp_path: Path) -> None:
+def test_explanations_of_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
         for path in series(tmp_path / "s", "one"):
             archive.write(path, f"Geheim Paula/{path.name}")
@@ -265,7 +265,12 @@ def test_explanations_of_a_zip(tmp_path: Path) -> None:
     (study,) = find_studies(tmp_path / "e.zip")
     with pytest.raises(InputError, match="empty file") as caught:
         StudyReader().get_data(study.files)
-    assert study.explain(caught.value)[0] == "file 7 of 7: empty file"
+    opened = []
+    with monkeypatch.context() as patch:
+        init = zipfile.ZipFile.__init__
+        patch.setattr(zipfile.ZipFile, "__init__", lambda *args, **kw: opened.append(args) or init(*args, **kw))
+        assert study.explain(caught.value)[0] == "file 7 of 7: empty file"
+    assert len(opened) == 1, "whatever the number of its members"
     content = (tmp_path / "e.zip").read_bytes()
     (tmp_path / "e.zip").write_bytes(content.replace(b"PK\x01\x02", b"PK\x09\x02"))
     (study,) = find_studies(tmp_path / "e.zip")
@@ -301,7 +306,7 @@ def test_check_lists_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Geheim" not in out
 
 
-def test_check_tells_problems_and_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_lists_problems_and_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "Geheim"
     series(root / "gap", "gap", slices=[0, 1, 3, 4], file="Geheim{:d}.dcm")
     series(root / "two", "one")

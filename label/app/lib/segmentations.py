@@ -1,7 +1,7 @@
-"""DICOM SEG written by the package, in place of MONAI Label's own conversion.
+"""DICOM SEG written by the package instead of MONAI Label.
 
-That one answers an empty mask with an error, and names the segments by their rank among the values found: a mask that
-holds the posterior part only would be stored as the anterior one.
+MONAI Label's own conversion fails on an empty mask, and names segments by their rank among the values found: a mask of
+the posterior part only would be stored as the anterior one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from monai_unet.data.dicom.series import read_series
 
 
 def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
-    """A function in the place of ``monailabel.datastore.utils.convert.nifti_to_dicom_seg``.
+    """Make a replacement for ``monailabel.datastore.utils.convert.nifti_to_dicom_seg``.
 
     Args:
         metadata: of the bundle; its ``segments`` and ``algorithm`` are those of `write_seg`.
     """
-    from monai_unet.data.dicom.segmentation import write_seg  # only where there are segments to write
+    from monai_unet.data.dicom.segmentation import write_seg  # needed only if there are segments to write
 
     def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any = None, **_: Any) -> str:
         series = read_series([series_dir])
@@ -38,7 +38,7 @@ def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
 
 
 def in_order_of(mask: np.ndarray, affine: Any, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A mask with its axes in the order and direction of a NIfTI file of the same volume, and the file's affine."""
+    """Reorient a mask to the axes of a NIfTI file of the same volume; returns it and the file's affine."""
     image: Any = nib.load(file)
     turn = io_orientation(np.linalg.inv(image.affine) @ np.asarray(affine))
     turned: np.ndarray = apply_orientation(mask, turn)
@@ -48,10 +48,10 @@ def in_order_of(mask: np.ndarray, affine: Any, file: str) -> tuple[np.ndarray, n
 
 
 def on_grid(label: str, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The voxels of a label file on the grid of ``affine``: flipped and turned, never resampled.
+    """Read a label file onto the grid of ``affine``: flipped and turned, never resampled.
 
     Raises:
-        ValueError: the file lies on another grid.
+        ValueError: the file is on another grid.
     """
     image: Any = nib.load(label)
     if image.ndim == 4 and image.shape[3] == 1:

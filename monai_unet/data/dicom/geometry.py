@@ -124,7 +124,7 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
 def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float]:
     """Order the planes along rows × columns, and measure the distance in mm between neighbours.
 
-    A plane may lie off the regular grid by 1 % of the spacing or 0.01 mm, whichever is more. The spacing of a single
+    A plane may be off the regular grid by 1 % of the spacing or 0.01 mm, whichever is more. The spacing of a single
     plane is its SliceThickness.
 
     Raises:
@@ -251,7 +251,7 @@ def _sheared(path: str, ranked: Sequence[Plane], sideways: Floats, along: Floats
         problem = f"sheared volume (gantry tilt): the slices are stacked {angle:.3g} degrees off their normal"
         return InputError(path, problem, "Resample it to a straight grid first, for example with dcm2niix")
     i = int(np.argmax(off))
-    problem = f"slices are shifted within their plane: {ranked[i].name} lies {off[i]:.5g} mm off the others' axis"
+    problem = f"slices are shifted within their plane: {ranked[i].name} is {off[i]:.5g} mm off the axis of the others"
     return InputError(path, problem, EXPORT_AGAIN)
 
 

@@ -31,8 +31,8 @@ Volume = npt.NDArray[np.float32]
 class DicomSeriesReader(ImageReader):
     """Read one DICOM series as a volume.
 
-    ``LoadImaged(reader=DicomSeriesReader())`` takes what `read_series` takes: a folder (nested or not), a zip, a
-    multi-frame file, or a list of files.
+    ``LoadImaged(reader=DicomSeriesReader())`` accepts a folder (nested or not), a zip, a multi-frame file, or a
+    list of files.
 
     Args:
         series: the SeriesInstanceUID to read if there are several series.

@@ -31,7 +31,7 @@ def write_seg(
     Args:
         path: of the file.
         mask: (columns, rows, slices), the grid of `read_volume`; 0 is background, any other value a segment's number.
-        series: what was segmented.
+        series: the source of the mask.
         segments: of each segment, from number 1 on, ``label``, ``category``, ``type`` and optionally ``modifier`` as
             [code, scheme, meaning] (PS3.3 C.8.20.2), and ``color`` as [red, green, blue] from 0 to 255.
         algorithm: ``name``, ``version`` and ``family`` as [code, scheme, meaning] (PS3.16 CID 7162).

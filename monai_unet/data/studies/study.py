@@ -68,24 +68,22 @@ class Study:
             return problem, "Run this study alone with --keep_names true to see the whole message, and report it"
         if self.keep_names:
             return (cause.problem if cause.path == self.place else f"{cause.path}: {cause.problem}"), cause.cure
-        among = cause.path != self.place and cause.path in self._sources()
-        where = self._numbered(cause.path) + ": " if among else ""
-        return where + self._anonymous(cause.problem), self._anonymous(cause.cure)
+        numbers = self._numbers()
+        where = f"{numbers[cause.path]}: " if cause.path in numbers and cause.path != self.place else ""
+        return where + self._anonymous(cause.problem, numbers), self._anonymous(cause.cure, numbers)
 
-    def _sources(self) -> list[str]:
+    def _numbers(self) -> dict[str, str]:
+        """A name for each file, or each member of the zip, by their order."""
         try:
-            return [str(source) for file in self.files for source in list_sources(file)]
+            sources = [str(source) for file in self.files for source in list_sources(file)]
         except InputError:
-            return list(self.files)
+            sources = list(self.files)
+        return {source: f"file {number} of {len(sources)}" for number, source in enumerate(sources, start=1)}
 
-    def _numbered(self, source: str) -> str:
-        sources = self._sources()
-        return f"file {sources.index(source) + 1} of {len(sources)}"
-
-    def _anonymous(self, text: str) -> str:
-        for source in sorted({*self._sources(), *self.files}, key=len, reverse=True):
-            number = self._numbered(source) if source in self._sources() else "the file"
-            text = text.replace(source, number)
+    def _anonymous(self, text: str, numbers: dict[str, str]) -> str:
+        names = {**dict.fromkeys(self.files, "the file"), **numbers}
+        for path in sorted(names, key=len, reverse=True):
+            text = text.replace(path, names[path])
         text = text.replace(self.place, "the study")
         # texts of libraries and values of damaged headers may contain names
         text = re.sub(r"\((\w+): .*\)", r"(\1)", text, flags=re.DOTALL)
