@@ -87,10 +87,10 @@ def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
     >>> int(volume.min()), int(volume.max())  # Hounsfield units
     (-896, 1167)
     """
-    frames = np.concatenate([_pixels(source, series) for source in series.sources])
-    volume = np.ascontiguousarray(frames[series.order].transpose(2, 1, 0))
     header = series.headers[0]
     with reading(series.sources[0]):
+        frames = np.concatenate([_pixels(source, series) for source in series.sources])
+        volume = np.ascontiguousarray(frames[series.order].transpose(2, 1, 0))
         return volume, {
             MetaKeys.AFFINE: series.affine,
             MetaKeys.ORIGINAL_AFFINE: series.affine,

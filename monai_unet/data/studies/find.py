@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.data.studies.locations import Location, find_locations
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, volume_suffix
@@ -56,7 +57,8 @@ def find_studies(
     skip = Path(without).resolve() if without is not None else None
     if skip == root.resolve():
         raise InputError("output_dir", "the input's own folder: results would be taken for studies", "Name another")
-    locations = find_locations(root, skip)
+    with silence_dicom_libraries:  # once: setting levels of loggers for every file takes time
+        locations = find_locations(root, skip)
     if series_uid is not None:
         wanted = {str(series_uid)}
         wanted |= {uid for location in locations for uid in location.series if pseudonyms(uid) == series_uid}
