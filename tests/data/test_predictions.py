@@ -121,7 +121,7 @@ def test_another_spacing_comes_back_to_the_source_grid(tmp_path: Path) -> None:
         cases.pixels(dataset, np.round(1000 + 40 * distance[k]).astype(np.uint16))
 
     write_series(tmp_path / "in", edit, **geometry)
-    unscaled = {"preprocessing#transforms#3": {"_target_": "CastToTyped", "keys": "image"}}
+    unscaled = {"image_transforms#3": {"_target_": "CastToTyped", "keys": "image"}}
     half = {"_target_": f"{__name__}.Half"}
     (name,) = predict(tmp_path / "in", tmp_path / "out", network_def=half, spacing=[1, 1, 1], **unscaled)
     dataset = pydicom.dcmread(tmp_path / "out" / name)
