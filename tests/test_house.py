@@ -19,7 +19,7 @@ BELOW = {
     "training": {"data"},
     "tracking": {"data", "training"},
 }
-ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() and path.name != "cards")
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
 
 
 def imported(file: Path) -> set[str]:

@@ -1,6 +1,6 @@
 """Data sets by card: find or download the archive, verify its pixels, write a MONAI datalist.
 
-A card is `monai_unet/datasets/cards/<name>.yaml`: source, licence, citation, folder, checksums, split. The code knows
+A card is `datasets/<name>.yaml`: source, licence, citation, folder, checksums, split. The code knows
 no data set by name; a card names the layout (``kind``) of its archive.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,11 @@ def cards() -> dict[str, dict[str, Any]]:
     >>> cards()["isbi2012"]["shape"]
     [30, 512, 512]
     """
-    found = sorted(files("monai_unet.datasets").joinpath("cards").iterdir(), key=lambda file: file.name)
-    read = {file.name.removesuffix(".yaml"): yaml.safe_load(file.read_text(encoding="utf-8")) for file in found}
+    here = Path(__file__).parent
+    folder = (
+        here / "cards" if (here / "cards").is_dir() else here.parents[1] / "datasets"
+    )  # a wheel's, the repository's
+    read = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.yaml"))}
     return {name: {"name": name, **card} for name, card in read.items()}
 
 

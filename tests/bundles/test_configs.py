@@ -1,7 +1,8 @@
 """What the configs of a bundle, and those of different bundles, have in common.
 
-MONAI Label reads one file and merges nothing, so train.yaml and inference.yaml repeat what they share; these tests keep
-them equal. The other files extend one of the two. Their properties are checked by `bundle_driver` at each build.
+MONAI Label reads one file and merges nothing, so train.yaml and inference.yaml repeat what they share, and
+inference_large.yaml, which runs alone too, a little of it; these tests keep them equal. evaluate.yaml extends
+inference.yaml. The configs' properties are checked by `bundle_driver` at each build.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 BUNDLES = Path(__file__).parents[2] / "bundles"
 EM, CELLS, HIPPOCAMPUS = "em_membrane_segmentation", "cell_segmentation", "hippocampus_segmentation"
 EXTENSIONS = [(name, "evaluate") for name in (EM, CELLS, HIPPOCAMPUS)]
-EXTENSIONS += [(name, "inference_large") for name in (EM, CELLS)]
 #: keys that each file has its own value for
 OWN = {"imports", "dataset_dir", "output_dir", "network_def", "network", "initialize", "run"}
 
@@ -38,9 +38,23 @@ def test_training_and_inference_give_a_key_the_same_value(name):
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
 
 
+@pytest.mark.parametrize("name", [EM, CELLS])
+def test_large_images_are_predicted_as_others_are(name):
+    inference, large = read(name, "inference"), read(name, "inference_large")
+    own = OWN - {"network_def", "network"} | {"input", "tile_size", "averaging", "inferer"}
+    shared = inference.keys() & large.keys() - own
+    assert {"network_def", "in_channels", "amp", "ckpt_path"} <= shared
+    assert {key: inference[key] for key in shared} == {key: large[key] for key in shared}
+    assert inference["inferer"] == {key: large["inferer"][key] for key in inference["inferer"]}
+
+
 def test_the_rules_for_instances_and_the_spacing_are_among_these_keys():
-    for name, keys in ((CELLS, {"min_size", "fill_holes", "grow", "neck"}), (HIPPOCAMPUS, {"spacing"})):
-        assert keys <= read(name, "train").keys() & read(name, "inference").keys()
+    rules = {"min_size", "fill_holes", "grow", "neck"}
+    for name, keys, files in (
+        (CELLS, rules, ("train", "inference", "inference_large")),
+        (HIPPOCAMPUS, {"spacing"}, ("train", "inference")),
+    ):
+        assert all(keys <= read(name, file).keys() for file in files)
 
 
 @pytest.mark.parametrize("name", [EM, CELLS])

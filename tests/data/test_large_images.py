@@ -325,7 +325,7 @@ def test_the_bundles_command(tmp_path, bundle):
     run(
         bundle_root=str(folder),
         meta_file=str(folder / "configs" / "metadata.json"),
-        config_file=[str(folder / "configs" / f"{name}.yaml") for name in ("inference", "inference_large")],
+        config_file=str(folder / "configs" / "inference_large.yaml"),
         input=str(tmp_path / "slice.npy"),
         ckpt_path=str(tmp_path / "model.pt"),
         output_dir=str(tmp_path / "out"),

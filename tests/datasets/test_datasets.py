@@ -159,7 +159,7 @@ def test_every_package_is_listed_for_the_wheel() -> None:
     listed = re.search(r"^packages = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
     assert listed is not None
     found = {".".join(f.parent.relative_to(REPOSITORY).parts) for f in REPOSITORY.glob("monai_unet/**/__init__.py")}
-    assert set(re.findall(r'"([\w.]+)"', listed[1])) == found
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == found | {"monai_unet.datasets.cards"}
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_the_wheel_holds_the_cards_and_all_modules(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy, because setuptools leaves a build folder behind
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
-        if name.startswith(("monai_unet/", "pyproject.toml", "README.md")):
+        if name.startswith(("monai_unet/", "datasets/", "pyproject.toml", "README.md")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((REPOSITORY / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
@@ -175,7 +175,8 @@ def test_the_wheel_holds_the_cards_and_all_modules(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info" not in name}
         wheel.extractall(tmp_path / "installed")
-    assert {str(f.relative_to(source)) for f in source.glob("monai_unet/**/*.*")} == names
+    cards = {f"monai_unet/datasets/cards/{f.name}" for f in source.glob("datasets/*.yaml")}
+    assert {str(f.relative_to(source)) for f in source.glob("monai_unet/**/*.*")} | cards == names
     done = subprocess.run(
         [sys.executable, "-m", "monai_unet.datasets", "list"],
         cwd=tmp_path / "installed",
