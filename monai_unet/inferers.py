@@ -74,7 +74,9 @@ class OverlapTileInferer(Inferer):
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
             mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). These are exact,
             without interpolation (`symmetry_mean`). The paper averages 7 rotations.
-        margin: context lost per side, if the network has no attribute ``margin`` as `ValidUNet` has.
+        margin: context lost per side, if the network has no attribute ``margin`` as `ValidUNet` has. A network whose
+            output is as large as its input, as MONAI's own are, is cropped by it: choose at least the radius of its
+            receptive field, and there are no seams.
         multiple: period of the tile offsets, if the network has no attribute ``multiple``.
         sw_device: device for the tiles; None for that of the inputs.
         device: device for the stitched output; None for that of the inputs. With inputs and output on the CPU and
@@ -141,7 +143,7 @@ class OverlapTileInferer(Inferer):
             inputs: (B, C, *spatial), each spatial size at least 1. For a 2-D network also a stack (B, C, Z, H, W),
                 whose pages are segmented one by one.
             network: `ValidUNet`, also wrapped (DDP, compile), or a callable whose output is smaller than its input by
-                ``2 * margin`` per axis. It is called as ``network(tiles, *args, **kwargs)``.
+                ``2 * margin`` per axis, or as large. It is called as ``network(tiles, *args, **kwargs)``.
             out: if given, receives the result: (B, K, *spatial) on any device, for example
                 ``torch.from_numpy(numpy.memmap(...))``; then nothing as large as the image is allocated.
 
@@ -150,8 +152,8 @@ class OverlapTileInferer(Inferer):
             the result, with their metadata.
 
         Raises:
-            ValueError: inputs without a voxel, a tile size that does not fit the dimensions, a network without
-                ``margin`` or ``multiple``, or outputs of another size than the margin implies.
+            ValueError: inputs without an image or a voxel, a tile size that does not fit the dimensions, a network
+                without ``margin`` or ``multiple``, several outputs, or one of another size than the margin implies.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         dims = getattr(_unwrapped(network), "spatial_dims", plain.ndim - 2)
@@ -188,6 +190,8 @@ class OverlapTileInferer(Inferer):
         size = tuple(shape[-dims:])
         if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"the inputs' spatial size is {size}; it must be 2-D or 3-D, each axis at least 1")
+        if 0 in shape:
+            raise ValueError(f"the inputs' shape is {tuple(shape)}; it must be (B, C, *spatial) with at least one image")
         margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
         countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "input_size"))
         if self.tile_size is None and countable:
@@ -294,7 +298,7 @@ class OverlapTileInferer(Inferer):
                 box = [slice(start, start + t) for start, t in zip(origin, plan.tile, strict=True)]
                 target = out[b][(slice(None), *box)]  # ends with the image
                 target.copy_(piece[tuple(slice(n) for n in target.shape)])
-        assert out is not None  # plan refuses inputs without a voxel
+        assert out is not None  # plan refuses empty inputs
         return out
 
     def _cheapest(self, size: tuple[int, ...], network: Any, core: Any, reserved: int) -> TilePlan | None:
@@ -354,9 +358,20 @@ class OverlapTileInferer(Inferer):
         return int(value)
 
     def _averaged(self, x: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        if self.averaging == "none":
-            return self.infer(x, network, *args, **kwargs)
-        return symmetry_mean(x, lambda turned: self.infer(turned, network, *args, **kwargs), self.averaging)
+        infer = partial(self._pass, network=network, args=args, kwargs=kwargs)
+        return infer(x) if self.averaging == "none" else symmetry_mean(x, infer, self.averaging)
+
+    def _pass(self, x: Tensor, network: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
+        y = self.infer(x, network, *args, **kwargs)
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"the network returned a {type(y).__name__}; it must return one tensor (B, K, *spatial). Choose one of "
+                "several outputs by a function: lambda x: network(x)[0]"
+            )
+        margin = self._attribute("margin", _unwrapped(network))
+        if y.shape[2:] == x.shape[2:] and margin:
+            return y[(..., *[slice(margin, -margin)] * (x.ndim - 2))]
+        return y
 
 
 def _boxed(x: Tensor, box: Sequence[slice]) -> Tensor:

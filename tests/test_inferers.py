@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets import UNet
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_unet.inferers import OverlapTileInferer, TileInferer
@@ -161,6 +162,19 @@ def test_the_margin_of_a_plain_callable_is_an_argument():
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("averaging", ["none", "mirror"])
+def test_a_network_of_monai_is_cropped_to_the_margin(averaging):
+    """Its output is as large as its input; with its receptive field as margin, tiles equal one pass over the image."""
+    network = UNet(2, 1, 2, channels=(2, 4, 8), strides=(2, 2), norm=None).eval()
+    x = torch.rand(1, 1, 84, 100)
+    tiled = OverlapTileInferer(48, margin=40, multiple=4, averaging=averaging)(x, network)
+    padded = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (40, 40), (40, 40)], mode="reflect"))
+    wide = OverlapTileInferer(100, margin=60, multiple=4, averaging=averaging)(x, network)
+    torch.testing.assert_close(tiled, wide, atol=1e-5, rtol=1e-5)
+    if averaging == "none":
+        torch.testing.assert_close(tiled, network(padded)[..., 40:-40, 40:-40], atol=1e-5, rtol=1e-5)
+
+
 def test_dtypes_and_meta_data_survive():
     x = torch.rand(1, 2, 20, 20)
     double = ValidUNet(2, 2, 3, (2, 3)).double().eval()
@@ -225,11 +239,28 @@ def test_invalid_inputs_and_networks():
     with pytest.raises(ValueError, match="tile_size is 8; tiles advance by multiples of 16, so use at least that"):
         OverlapTileInferer(8, margin=2, multiple=16)(x, lambda tile: tile)
     with pytest.raises(
-        ValueError, match=r"gave \(36, 36\) for an input of \(36, 36\); with a margin of 2 it must give"
+        ValueError, match=r"gave \(34, 34\) for an input of \(36, 36\); with a margin of 2 it must give"
     ):
-        OverlapTileInferer(32, margin=2, multiple=16)(x, lambda tile: tile)
+        OverlapTileInferer(32, margin=2, multiple=16)(x, lambda tile: tile[..., 1:-1, 1:-1])
     with pytest.raises(ValueError, match=r"out of a stack must hold one image \(B = 1\)"):
         OverlapTileInferer()(torch.rand(2, 2, 3, 30, 30), NET2, out=torch.empty(2, 3, 3, 30, 30))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 30, 30), (1, 2, 0, 30, 30), (0, 2, 3, 30, 30)])
+@pytest.mark.parametrize("tile_size", [20, None])
+def test_no_image(shape, tile_size):
+    with pytest.raises(ValueError, match=r"the inputs' shape is \(.*30, 30\); .* with at least one image"):
+        OverlapTileInferer(tile_size)(torch.rand(shape), NET2)
+
+
+@pytest.mark.parametrize("outputs", [tuple, list, lambda tensors: dict(enumerate(tensors))])
+@pytest.mark.parametrize("averaging", ["none", "mirror"])
+def test_several_outputs(outputs, averaging):
+    kind = type(outputs([])).__name__
+    with pytest.raises(ValueError, match=f"the network returned a {kind}; it must return one tensor .*network.x..0."):
+        OverlapTileInferer(8, margin=0, multiple=1, averaging=averaging)(
+            torch.rand(1, 1, 8, 8), lambda tile: outputs([tile, tile])
+        )
 
 
 @pytest.mark.parametrize(
