@@ -191,7 +191,9 @@ class OverlapTileInferer(Inferer):
         if len(size) not in (2, 3) or min(size) < 1:
             raise ValueError(f"the inputs' spatial size is {size}; it must be 2-D or 3-D, each axis at least 1")
         if 0 in shape:
-            raise ValueError(f"the inputs' shape is {tuple(shape)}; it must be (B, C, *spatial) with at least one image")
+            raise ValueError(
+                f"the inputs' shape is {tuple(shape)}; it must be (B, C, *spatial) with at least one image"
+            )
         margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
         countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "input_size"))
         if self.tile_size is None and countable:
@@ -370,7 +372,7 @@ class OverlapTileInferer(Inferer):
             )
         margin = self._attribute("margin", _unwrapped(network))
         if y.shape[2:] == x.shape[2:] and margin:
-            return y[(..., *[slice(margin, -margin)] * (x.ndim - 2))]
+            return _boxed(y, [slice(margin, -margin)] * (x.ndim - 2))
         return y
 
 
