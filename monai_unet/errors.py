@@ -28,7 +28,7 @@ class InputError(ValueError):
         self.path = os.fspath(path)
         self.problem = problem.rstrip(".")
         self.cure = cure.rstrip(".")
-        super().__init__(f"{self.path}: {self.problem}. {self.cure}.")
+        super().__init__(f"{self.path}: {self.problem}{'' if self.problem.endswith('?') else '.'} {self.cure}.")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.cure)  # a worker process pickles it
