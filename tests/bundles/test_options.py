@@ -80,6 +80,10 @@ def test_every_config_passes_with_its_own_values(bundle, configs):
     check(*configs, bundle=BUNDLES / bundle)
 
 
+def test_the_config_of_large_images_passes():
+    check("inference_large", averaging="all", memory=2)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "cure"),
     [
@@ -109,16 +113,14 @@ def test_expressions_and_all_kinds_of_a_value_pass():
     check("train", tile_size=[196, 388], class_weights=[1, 2], flip_prob=[0.5, 0], max_epochs="$3 + 4", device="cpu")
 
 
-@pytest.mark.parametrize("bundle", ["cell_segmentation", "em_membrane_segmentation", "hippocampus_segmentation"])
-@pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
-def test_every_option_is_listed_with_its_default_and_a_meaning(bundle, config):
-    path = BUNDLES / bundle / "configs" / f"{config}.yaml"
+@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/configs/[tie]*.yaml")), ids=lambda path: path.stem)
+def test_every_option_is_listed_with_its_default_and_a_meaning(path):
     found = {option.name: option for option in options(path)}
     for name, value in ConfigParser.load_config_file(path).items():
         if isinstance(value, (int, float, str)) and not str(value).startswith(("$", "@")):
             assert yaml.safe_load(found[name].default) == value or found[name].default == value
     assert [option.name for option in found.values() if not option.meaning] == []
-    assert {"output_dir", "dataset_dir", "device", "amp", "tile_size"} <= found.keys()
+    assert {"output_dir", "device", "amp", "tile_size"} <= found.keys()
 
 
 def test_the_command_lists_them(capsys):
