@@ -26,6 +26,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 
@@ -113,6 +114,36 @@ def _twelve_bits(junk: int) -> cases.Edit:
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, 1000
 
     return edit
+
+
+def _upper_bits(dataset: Any, k: int) -> None:
+    """12 bits stored in bits 4 to 15, and junk below."""
+    cases.pixels(dataset, cases.stored(k) << 4 | 5, bits=12)
+    dataset.HighBit = 15
+
+
+def _stray(k: int) -> Any:
+    """A copy of slice k that belongs to no series."""
+    dataset = cases.slice_dataset(k)
+    dataset.SOPInstanceUID = uid("stray")
+    del dataset.SeriesInstanceUID
+    return dataset
+
+
+def _screen() -> Any:
+    """A dose report as some scanners file it: a coloured picture in the series of the slices."""
+    dataset = cases.file_dataset(SecondaryCaptureImageStorage, "dose")
+    dataset.ImageType, dataset.Modality = ["DERIVED", "SECONDARY"], "CT"
+    cases.pixels(dataset, np.zeros((9, 7), np.uint16))
+    return dataset
+
+
+def _bare_dataset(path: Path, series: str) -> None:
+    write_series(path.parent)
+    dataset = cases.slice_dataset(SLICES)
+    dataset.SeriesInstanceUID = series
+    dataset.save_as(path)
+    path.write_bytes(path.read_bytes()[132:])
 
 
 def _with_other_files(folder: Path) -> None:
@@ -283,9 +314,19 @@ CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "rescale slope zero": (
         _series(_set(RescaleSlope=0, RescaleIntercept=5)), r"RescaleSlope 0.0, RescaleIntercept 5.0 give no values"
     ),
-    "12 bits stored, an overlay above them": (
-        _series(_twelve_bits(0x4000)), r"pixels from -\d+ to 1\d+, BitsStored 12 allows -2048 to 2047"
+    "12 bits stored, an overlay above them": (_series(_twelve_bits(0x4000)), None),
+    "12 bits stored in the upper bits": (_series(_upper_bits), None),
+    "mosaic": (
+        _series(_set(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])),
+        r"IM0000.dcm: a Siemens mosaic: all slices of the volume as panels of one image. Convert it, .* dcm2niix",
     ),
+    "dose screen in the series": (lambda f: (write_series(f), _screen().save_as(f / "dose.dcm")), None),
+    "bare dataset": (lambda f: _bare_dataset(f / "IM0006.dcm", uid("series")), "IM0006.dcm: .* the preamble and the"),
+    "duplicate without SeriesInstanceUID": (
+        lambda f: (write_series(f), _stray(0).save_as(f / "stray.dcm")), None
+    ),
+    "empty file that is no slice": (lambda f: (write_series(f, name="IM{:d}"), (f / "LOCKFILE").touch()), None),
+    "last slice without SeriesInstanceUID": (_series(_drop(SLICES - 1, "SeriesInstanceUID")), "IM0005.dcm: no Series"),
     "MONOCHROME1 with several slopes": (
         _series(_set(PhotometricInterpretation="MONOCHROME1", RescaleSlope=lambda k: 1 + k, RescaleIntercept=0)),
         "no common inversion",
@@ -432,6 +473,31 @@ def test_skipped_files_are_logged_without_names(tmp_path: Path, caplog: pytest.L
     assert "skipped 2 files that are not DICOM and 5 DICOM objects without images" in caplog.text
     assert "Geheim" not in caplog.text
     assert str(tmp_path) not in caplog.text
+
+
+ROUNDED_TURN = [[u, v * c, v * s, -v, u * c, u * s] for (c, s), (u, v) in itertools.product(
+    [(np.cos(a), np.sin(a)) for a in np.radians((20, 35.26))], [(np.cos(a), np.sin(a)) for a in np.radians((15, 45))]
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", ROUNDED_TURN)
+@pytest.mark.parametrize("slices", [3, 200])
+def test_rounded_cosines_do_not_move_slices(tmp_path: Path, turn: list[float], slices: int) -> None:
+    """Three decimals turn a plane by up to 0.09 degrees; the positions, which are exact, say where the slices are."""
+    exact = np.array(turn).reshape(2, 3)
+    positions = [2.5 * k * np.cross(*exact) for k in range(slices)]
+
+    def edit(dataset: Any, k: int) -> None:
+        dataset.ImageOrientationPatient = [f"{value:.3f}" for value in turn]
+        dataset.ImagePositionPatient = [f"{value:.6f}" for value in positions[k]]
+
+    write_series(tmp_path, edit, slices=range(slices))
+    _, meta = load(tmp_path)
+    found = meta["affine"] @ np.array([[0, 0, k, 1] for k in range(slices)]).T
+    np.testing.assert_allclose(found[:3].T * [-1, -1, 1], positions, atol=0.02)
+    axes = meta["affine"][:3, :3] / np.linalg.norm(meta["affine"][:3, :3], axis=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose((axes[:, :2].T * [-1, -1, 1]), exact, atol=2e-3)
 
 
 @pytest.mark.parametrize("orientation", [*cases.ALIGNED, cases.OBLIQUE])

@@ -19,10 +19,14 @@ import pytest
 import torch
 from bundle_driver import driver
 from dicom_cases import COLUMNS, ROWS, SLICES, real, uid, world, write_series
-from test_dicom_seg import assert_classes_in_place, classes, complaints
+from pydicom.dataelem import RawDataElement
+from test_dicom_seg import ALGORITHM, SEGMENTS, assert_classes_in_place, classes, complaints
 from test_studies import nifti, series
 from torch import nn
 
+from monai_unet.data.dicom.rtstruct import write_rtstruct
+from monai_unet.data.dicom.segmentation import write_seg
+from monai_unet.data.dicom.series import read_series
 from monai_unet.data.studies.predict import StudyWriter
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.networks import ValidUNet
@@ -177,6 +181,79 @@ def test_rtstruct_on_request(tmp_path: Path) -> None:
         assert complaints(tmp_path / "out" / f"{name}_{kind}.dcm") == ""
 
 
+def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+    """A corrected SEG is somebody's day."""
+    series(tmp_path / "in", "one", slices=range(3))
+    name, out = Pseudonyms()(uid("one")), tmp_path / "out"
+    out.mkdir()
+    (out / f"{name}_seg.dcm").write_text("corrected")
+    assert predict(tmp_path / "in", out, rtstruct="true") == [f"{name}_rtstruct.dcm", f"{name}_seg.dcm"]
+    assert (out / f"{name}_seg.dcm").read_text() == "corrected"
+    predict(tmp_path / "in", out, rtstruct="true", overwrite="true")
+    assert pydicom.dcmread(out / f"{name}_seg.dcm").Modality == "SEG"
+
+
+LATIN = b"M\xfcller^J\xf6rg"
+CHARACTER_SETS: dict[bytes | None, tuple[bytes, str]] = {
+    None: (b"Muller^A", "Muller^A"),
+    **dict.fromkeys(
+        (b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO 2022 IR 100", b"ISO IR 100", b"ISO-8859-1", b"ISO_IR 100\\ISO_IR 100"),
+        (LATIN, "Müller^Jörg"),
+    ),
+    b"ISO_IR 101": (b"Luk\xe1\xb9^A", "Lukáš^A"),
+    b"ISO_IR 109": (b"\xa1amrun^A", "Ħamrun^A"),
+    b"ISO_IR 110": (b"J\xe0nis^A", "Jānis^A"),
+    b"ISO_IR 126": (b"\xc4\xe9\xef\xed\xf5\xf3\xe9\xef\xf2", "Διονυσιος"),
+    b"ISO_IR 127": (b"\xe2\xc8\xc7\xe6\xea", "قباني"),
+    b"ISO_IR 138": (b"\xf9\xf8\xe5\xef", "שרון"),
+    b"ISO_IR 144": (b"\xbb\xee\xda^\xb0", "Люк^А"),
+    b"ISO_IR 148": (b"\xd0\xfdr\xfe^A", "Ğırş^A"),
+    b"ISO_IR 166": (b"\xa1\xa2", "กข"),
+    b"ISO_IR 13": (b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3", "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+    b"ISO_IR 192": ("Wang^小東".encode(), "Wang^小東"),
+    b"GB18030": ("Wang^小东".encode("gb18030"), "Wang^小东"),
+    b"GBK": ("Wang^小东".encode("gbk"), "Wang^小东"),
+    b"ISO 2022 IR 6\\ISO 2022 IR 87": (b"A=\x1b$B;3ED\x1b(B", "A=山田"),
+    b"\\ISO 2022 IR 87\\ISO 2022 IR 159": (b"A=\x1b$B;3ED\x1b(B", "A=山田"),
+    b"\\ISO 2022 IR 149": (b"A=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce", "A=洪^吉"),
+    b"\\ISO 2022 IR 58": (b"A=\x1b$)A\xd0\xa1", "A=小"),
+}
+
+
+@pytest.mark.parametrize("code", CHARACTER_SETS)
+def test_names_in_any_character_set_reach_the_results(tmp_path: Path, code: bytes | None) -> None:
+    written, name = CHARACTER_SETS[code]
+
+    def raw(tag: int, kind: str, value: bytes) -> RawDataElement:
+        value += b" " * (len(value) % 2)
+        return RawDataElement(pydicom.tag.Tag(tag), kind, len(value), value, 0, False, True)
+
+    def edit(dataset: Any, k: int) -> None:
+        dataset._dict[pydicom.tag.Tag(0x00100010)] = raw(0x00100010, "PN", written)
+        if code is not None:
+            dataset._dict[pydicom.tag.Tag(0x00080005)] = raw(0x00080005, "CS", code)
+
+    write_series(tmp_path / "in", edit, slices=range(2))
+    found = read_series([tmp_path / "in"])
+    mask = np.ones(found.shape, np.uint8)
+    for kind, write in (("SEG", write_seg), ("RTSTRUCT", write_rtstruct)):
+        write(tmp_path / kind, mask, found, SEGMENTS, ALGORITHM)
+        dataset = pydicom.dcmread(tmp_path / kind)
+        assert str(dataset.PatientName).rstrip("= ") == name
+        assert complaints(tmp_path / kind) == ""
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID", "SOPClassUID"])
+def test_what_only_a_writer_needs_is_found_before_the_prediction(
+    tmp_path: Path, keyword: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Coded, "forward", lambda self, x: pytest.fail("predicted"))
+    series(tmp_path / "in", "one", slices=range(3), **{keyword: ""})
+    predict(tmp_path / "in", tmp_path / "out", status=1)
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["problem"] == f"file 1 of 3: no {keyword}: a result could not refer to it"
+
+
 def test_a_slice_is_opened_three_times_from_finding_to_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To find its series, to read its header, to decode its pixels; a zip is opened as often, however many it holds."""
     series(tmp_path / "in" / "one", "one", slices=range(3))
@@ -210,10 +287,10 @@ def test_failures_after_reading_are_reported_too(tmp_path: Path, monkeypatch: py
     nifti(tmp_path / "in" / "b.nii.gz", seed=2)
     write = StudyWriter.__call__
 
-    def fails(self: StudyWriter, study: Any, pred: Any) -> None:
+    def fails(self: StudyWriter, study: Any, pred: Any, paths: Any) -> None:
         if study.place.endswith("a.nii.gz"):
             raise OSError(28, "No space left on device", "/Geheim")
-        write(self, study, pred)
+        write(self, study, pred, paths)
 
     monkeypatch.setattr(StudyWriter, "__call__", fails)
     assert len(predict(tmp_path / "in", tmp_path / "out", status=1)) == 2

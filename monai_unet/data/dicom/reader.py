@@ -112,6 +112,7 @@ def _pixels(source: Source, series: Series) -> Volume:
     with reading(source):
         dataset = dcmread(io.BytesIO(source.read_bytes()))  # as a whole: zip checks its CRC
         _check_stored(str(source), dataset)
+        _clear_other_bits(dataset)
         try:
             pixels: Volume = Image.from_dataset(dataset, copy=False).get_frames(
                 dtype=np.float32,
@@ -133,22 +134,29 @@ def _pixels(source: Source, series: Series) -> Volume:
 
 
 def _check_stored(source: str, dataset: Dataset) -> None:
-    """Check that uncompressed pixels have the length and the range that the header states; zeros may follow them."""
+    """Check that uncompressed pixels have the length that the header states; zeros may follow them."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_little_endian:
         raise InputError(source, "the retired big-endian transfer syntax", "Convert it, for example with dcmconv +te")
     if "PixelData" not in dataset or syntax.is_compressed:
         return
-    pixels, allocated, bits = dataset.PixelData, int(dataset.BitsAllocated), int(dataset.BitsStored)
+    pixels, allocated = dataset.PixelData, int(dataset.BitsAllocated)
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
     expected = (samples * allocated + 7) // 8
     if len(pixels) < expected or pixels[expected:].strip(b"\0"):
         problem = f"{len(pixels)} bytes of pixels where the header says {expected}: cut off or damaged"
         raise InputError(source, problem, EXPORT_AGAIN)
-    if bits < allocated:  # libraries take whatever is in the other bits for intensities
-        signed = int(dataset.PixelRepresentation)
-        values = np.frombuffer(pixels, f"<{'ui'[signed]}{allocated // 8}", samples)
-        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        if values.min() < low or values.max() > high:
-            problem = f"pixels from {values.min()} to {values.max()}, BitsStored {bits} allows {low} to {high}"
-            raise InputError(source, problem, EXPORT_AGAIN)
+
+
+def _clear_other_bits(dataset: Dataset) -> None:
+    """Take the stored bits of uncompressed pixels alone (PS3.5 8.1.1): scanners once put overlays into the others."""
+    allocated, bits, high = int(dataset.BitsAllocated), int(dataset.BitsStored), int(dataset.HighBit)
+    is_plain = "PixelData" in dataset and not dataset.file_meta.TransferSyntaxUID.is_compressed
+    if not is_plain or bits == allocated or allocated not in (8, 16, 32):
+        return
+    if not bits - 1 <= high < allocated:
+        raise ValueError(f"BitsStored {bits} and HighBit {high} of {allocated}")
+    kind = f"<{'ui'[int(dataset.PixelRepresentation)]}{allocated // 8}"
+    values = np.frombuffer(dataset.PixelData, kind, 8 * len(dataset.PixelData) // allocated)
+    dataset.PixelData = (values << (allocated - 1 - high) >> (allocated - bits)).astype(kind).tobytes()
+    dataset.HighBit = bits - 1

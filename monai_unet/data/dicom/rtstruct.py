@@ -141,8 +141,8 @@ def _contours(frames: npt.NDArray[np.bool_], series: Series) -> list[Dataset]:
             column, row = (corners[:-1] - 0.5).T  # polygons count from the corner of the first pixel
             points = (
                 plane.position
-                + np.outer(column * plane.spacing[1], plane.orientation[:3])
-                + np.outer(row * plane.spacing[0], plane.orientation[3:])
+                + np.outer(column * plane.spacing[1], series.orientation[:3])
+                + np.outer(row * plane.spacing[0], series.orientation[3:])
             )
             contours.append(
                 _item(

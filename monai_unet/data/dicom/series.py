@@ -39,6 +39,14 @@ Mask: TypeAlias = npt.NDArray[np.uint8]
 #: documents, segmentations and registrations, radiotherapy objects, protocols.
 NO_IMAGES = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{n}." for n in (9, 11, 66, 88, 104, 200, 481)))
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+#: How a file begins that holds a DICOM dataset without the preamble: group 2 or 8, an element and, mostly, a VR.
+BARE_DATASET = re.compile(rb"[\x02\x08]\0[\0-\x70]\0(UL|OB|UI|CS|[\x02-\x40]\0\0\0)")
+DIGITS = re.compile(r"\d[\da-f]*|\b[\da-f]{8,}", re.IGNORECASE)
+#: Changes of the character set (ISO 2022); pydicom leaves those of GB 2312 in the text.
+ESCAPE = re.compile(r"\x1b[ -/]+[0-~]")
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+#: Attributes without which a result cannot refer to its source.
+REFERENCES = ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID")
 #: Patient and study attributes that highdicom requires; the standard lets them be empty (type 2).
 TYPE_2 = (
     "PatientName",
@@ -63,6 +71,7 @@ class Series:
         planes: of each frame of each source.
         order: of each slice of the volume, the index of its plane; slices run along rows × columns.
         spacing: mm between neighbouring slices.
+        orientation: the cosines of rows and columns, which are those of each plane but for rounding.
 
     >>> from pydicom.data import get_testdata_file
     >>> series = read_series([get_testdata_file("CT_small.dcm")])
@@ -75,6 +84,7 @@ class Series:
     planes: list[Plane]
     order: list[int]
     spacing: float
+    orientation: Floats
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,7 +96,7 @@ class Series:
     def affine(self) -> Floats:
         """(4, 4), from (column, row, slice) to RAS millimetres (PS3.3 C.7.6.2.1.1, whose axes are LPS)."""
         first = self.planes[self.order[0]]
-        row, column = first.orientation.reshape(2, 3)
+        row, column = self.orientation.reshape(2, 3)
         steps = (row * first.spacing[1], column * first.spacing[0], np.cross(row, column) * self.spacing)
         return np.diag([-1, -1, 1, 1]) @ np.vstack([np.transpose([*steps, first.position]), [0, 0, 0, 1]])
 
@@ -106,7 +116,11 @@ class Series:
         """The headers as results refer to them, with the geometry that was found.
 
         Each gets the true spacing between slices, which headers often misstate, one orientation, and empty values
-        where attributes are missing or wrong and the standard lets them be empty.
+        where attributes are missing or wrong and the standard lets them be empty. Text is in UTF-8, whatever character
+        set the source declares: highdicom refuses many that pydicom reads.
+
+        Raises:
+            InputError: an attribute is missing without which a result cannot refer to its source.
         """
         import highdicom as hd
         from pydicom import Dataset
@@ -114,8 +128,12 @@ class Series:
 
         first = self.planes[0]
         measures = hd.PixelMeasuresSequence(first.spacing.tolist(), first.thickness or self.spacing, self.spacing)
-        orientation = hd.PlaneOrientationSequence("PATIENT", first.orientation.tolist())
-        for header in self.headers:
+        orientation = hd.PlaneOrientationSequence("PATIENT", self.orientation.tolist())
+        _to_utf8(self.headers[0])  # to which patient and study are copied
+        for source, header in zip(self.sources, self.headers, strict=True):
+            for keyword in REFERENCES:
+                if not header.get(keyword):
+                    raise InputError(str(source), f"no {keyword}: a result could not refer to it", EXPORT_AGAIN)
             for keyword in TYPE_2:
                 _complete(header, keyword)
             if not header.get("FrameOfReferenceUID"):  # the same for all results on this series
@@ -127,6 +145,21 @@ class Series:
                 shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = measures, orientation
                 header.SharedFunctionalGroupsSequence = [shared]
         return self.headers
+
+
+def _to_utf8(header: Dataset) -> None:
+    """Decode all text, and leave out what cannot be read."""
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]  # decodes it, but for names
+            if element.VR == "PN" and element.VM == 1:
+                element.value = ESCAPE.sub("", str(element.value))
+            elif element.VR == "SQ" and not element.keyword.endswith("FunctionalGroupsSequence"):
+                for item in element.value:
+                    _to_utf8(item)
+        except Exception:
+            del header[tag]
+    header.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _complete(header: Dataset, keyword: str) -> None:
@@ -166,17 +199,19 @@ def read_series(
     require("highdicom", "dicom")
     path = str(paths[0] if len(paths) == 1 else Path(paths[0]).parent)
     with reading(path):
-        headers = _choose(path, _read_headers(path, [str(p) for p in paths]), series_uid)
+        images, strays = _read_headers(path, [str(p) for p in paths])
+        headers = _without_screens(_choose(path, images, series_uid))
         planes: list[Plane] = []
         for source, header in headers.items():
             with reading(source):
                 planes += planes_of(str(source), header)
         if len(planes) > len(headers) > 1:
             raise InputError(path, f"{len(headers)} multi-frame files in one series", "Give one of the files")
-        order, spacing = stack(path, planes)
+        _check_strays(planes, strays)
+        order, spacing, orientation = stack(path, planes)
         if check_count:
             check_declared(path, len(planes), list(headers.values()))
-    return Series(list(headers), list(headers.values()), planes, order, spacing)
+    return Series(list(headers), list(headers.values()), planes, order, spacing, orientation)
 
 
 def list_sources(path: str | os.PathLike[str]) -> list[Source]:
@@ -224,9 +259,13 @@ def is_image(header: Dataset) -> bool:
     return not f"{sop_class}.".startswith(NO_IMAGES)
 
 
-def _read_headers(path: str, paths: Sequence[str]) -> dict[Source, Dataset]:
-    """Headers of the images below the paths. A file among the slices that is broken or not DICOM is an error."""
+def _read_headers(path: str, paths: Sequence[str]) -> tuple[dict[Source, Dataset], dict[Source, Dataset]]:
+    """Headers of the images below the paths, and of those that belong to no series.
+
+    A file among the slices that is broken or not DICOM is an error.
+    """
     images: dict[Source, Dataset] = {}
+    strays: dict[Source, Dataset] = {}
     others: list[Source] = []
     companions: list[str] = []
     for source in (source for p in paths for source in list_sources(p)):
@@ -236,25 +275,65 @@ def _read_headers(path: str, paths: Sequence[str]) -> dict[Source, Dataset]:
                 others.append(source)
             elif not is_image(header):
                 companions.append(str(header.get("Modality", "?")))
-            elif not header.get("SeriesInstanceUID"):
-                raise InputError(str(source), "no SeriesInstanceUID: the header is damaged", EXPORT_AGAIN)
             else:
-                images[source] = header
+                (images if header.get("SeriesInstanceUID") else strays)[source] = header
     for source in others:
         with reading(source):
             if [str(source)] != paths and not _like_a_slice(source, images):
                 continue
             with source.open("rb") as file:
+                is_bare = BARE_DATASET.match(file.read(8))
                 size = file.seek(0, os.SEEK_END)
+        if is_bare:
+            problem = "not a DICOM file but a bare dataset: the preamble and the DICM mark are missing"
+            raise InputError(str(source), problem, "Add them, for example with dcmconv, or take it out of the folder")
         problem = f"not a DICOM file ({size} bytes, without the DICM mark)" if size else "empty file"
         raise InputError(str(source), problem, "Fetch it again, or take it out of the folder if it is not a slice")
     without_images = f"{len(companions)} DICOM objects without images {sorted(set(companions))}"
     if others or companions:
         logger.warning("skipped %d files that are not DICOM and %s", len(others), without_images)
+    if not images and strays:
+        raise _without_series(next(iter(strays)))
     if not images:
         problem = f"no DICOM images ({len(others)} other files, {without_images})"
         raise InputError(path, problem, "Give the folder of one image series")
-    return images
+    return images, strays
+
+
+def _without_series(source: Source) -> InputError:
+    return InputError(str(source), "no SeriesInstanceUID: the header is damaged", f"Take it out, or: {EXPORT_AGAIN}")
+
+
+def _check_strays(planes: Sequence[Plane], strays: dict[Source, Dataset]) -> None:
+    """Raise if an image of no series is where a slice may be missing, or has no position; leave out the others."""
+    for source, header in strays.items():
+        if _is_screen(header):
+            continue
+        try:
+            found = planes_of(str(source), header)
+        except InputError as error:
+            raise _without_series(source) from error
+        for plane in found:
+            if plane.size == planes[0].size and all(np.abs(plane.position - p.position).max() > 0.01 for p in planes):
+                raise _without_series(source)
+    if strays:
+        logger.warning("skipped %d images without SeriesInstanceUID", len(strays))
+
+
+def _without_screens(headers: dict[Source, Dataset]) -> dict[Source, Dataset]:
+    """Leave out pictures that accompany the slices of a series."""
+    slices = {source: header for source, header in headers.items() if not _is_screen(header)}
+    if 0 < len(slices) < len(headers):
+        logger.warning("skipped %d pictures without a position, such as dose reports", len(headers) - len(slices))
+    return slices or headers
+
+
+def _is_screen(header: Dataset) -> bool:
+    """Whether it is a picture without a position, such as a dose report."""
+    is_picture = str(header.get("SOPClassUID")).startswith(SECONDARY_CAPTURE)
+    is_picture |= "SECONDARY" in (header.get("ImageType") or [])
+    placed = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    return is_picture and not any(header.get(keyword) for keyword in placed)
 
 
 def _like_a_slice(source: Source, images: dict[Source, Dataset]) -> bool:
@@ -263,13 +342,13 @@ def _like_a_slice(source: Source, images: dict[Source, Dataset]) -> bool:
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     slices = [other.name for other in map(Path, map(str, images)) if other.parent == path.parent]
-    if re.sub(r"\d+", "#", path.name) in {re.sub(r"\d+", "#", name) for name in slices}:
+    if re.sub(DIGITS, "#", path.name) in {re.sub(DIGITS, "#", name) for name in slices}:
         return True
     if not slices or any(re.search(r"\.[A-Za-z]\w*$", name) for name in (path.name, *slices)):
         return False
     with source.open("rb") as file:
         start = file.read(132)
-    return not start or b"\0" in start
+    return b"\0" in start
 
 
 def _choose(path: str, images: dict[Source, Dataset], series_uid: str | None) -> dict[Source, Dataset]:

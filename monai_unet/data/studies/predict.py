@@ -65,8 +65,8 @@ class StudyWriter:
         kinds = ["seg", "rtstruct"] if self.rtstruct else ["seg"]
         return [self.output_dir / f"{study.name}_{kind}.dcm" for kind in kinds]
 
-    def __call__(self, study: Study, pred: Any) -> None:
-        """Write the labels of the study that was read last, a `MetaTensor` (1, i, j, k) on its grid.
+    def __call__(self, study: Study, pred: Any, paths: Sequence[Path]) -> None:
+        """Write the labels of the study that was read last, a `MetaTensor` (1, i, j, k) on its grid, to these paths.
 
         Raises:
             ValueError: they are on another grid.
@@ -76,7 +76,7 @@ class StudyWriter:
         if source is None or not np.allclose(pred.affine.numpy(force=True), source, atol=1e-3):
             raise ValueError("the mask's affine is not its source's: apply Invertd")
         writers = {"seg": write_seg, "rtstruct": write_rtstruct}
-        for path in self.paths(study):
+        for path in paths:
             if self.reader.last is None:
                 write_volume(path, mask, study.files[0])
             else:
@@ -95,8 +95,8 @@ def predict_studies(
     Args:
         studies: in the order of the items of the evaluator's data loader.
         evaluator: runs one item at a time; ``pred`` of its output is written.
-        writer: a study whose files exist already is skipped.
-        overwrite: predict those too; "true" and "false" are understood.
+        writer: files that exist already are left as they are, and a study of which all do is skipped.
+        overwrite: write those too; "true" and "false" are understood.
 
     Raises:
         SystemExit: with status 1, at the end, if a study failed.
@@ -123,13 +123,14 @@ def predict_studies(
         try:
             if study.error is not None:
                 raise study.error
-            if not again and all(path.is_file() for path in writer.paths(study)):
+            paths = [path for path in writer.paths(study) if again or not path.exists()]
+            if not paths:
                 rows.append((study.name, "already there"))
                 continue
             evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
             evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were studies
             evaluator.run()
-            writer(study, evaluator.state.output[0]["pred"])
+            writer(study, evaluator.state.output[0]["pred"], paths)
             rows.append((study.name, f"predicted in {time.monotonic() - start:.1f} s"))
         except Exception as error:
             problem, cure = study.explain(error)
