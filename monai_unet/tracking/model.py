@@ -93,8 +93,6 @@ def save_model(
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    # the only tensor that MLflow accepts with any number of axes
-    anything = Schema([TensorSpec(np.dtype("O"), (-1,))])
     packages = (monai_unet, torch, monai, mlflow)
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "bundle"
@@ -102,13 +100,31 @@ def save_model(
         shutil.copyfile(checkpoint, data / "model.pt")
         shutil.copyfile(config, data / "inference.yaml")
         (data / "training.yaml").write_text(yaml.safe_dump(_shared(config, training)))
+        model = Segmentation(data)
+        example = _example(model.network.spatial_dims, model.network.in_channels)
+        model.inferer = lambda image, network: image.new_zeros(
+            1, network.out_channels, *image.shape[2:]
+        )  # takes no time
+        labels = model.predict(example)
+        signature = ModelSignature(
+            Schema([TensorSpec(np.dtype("O"), (-1,))]),  # the only tensor that MLflow accepts with any number of axes
+            Schema([TensorSpec(labels.dtype, (-1,) * labels.ndim)]),
+            ParamSchema([ParamSpec("output", DataType.string, "labels")]),
+        )
         mlflow.pyfunc.save_model(
             os.fspath(folder),
             loader_module=__name__,
             data_path=os.fspath(data),
-            signature=ModelSignature(anything, anything, ParamSchema([ParamSpec("output", DataType.string, "labels")])),
+            signature=signature,
+            input_example=example,
             pip_requirements=[f"{package.__name__}=={package.__version__.split('+')[0]}" for package in packages],
         )
+
+
+def _example(spatial_dims: int, channels: int) -> np.ndarray:
+    """An image (*spatial), or (C, *spatial) of several channels, as `Segmentation.predict` takes it: a gray ramp."""
+    ramp = (np.arange(16**spatial_dims) % 256).astype(np.uint8).reshape((16,) * spatial_dims)
+    return ramp if channels == 1 else np.stack([ramp] * channels)
 
 
 def _shared(config: str | os.PathLike[str], training: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from monai_unet.options import require
 from monai_unet.tracking.journal import Journal
 from monai_unet.tracking.provenance import code_version, config_under_construction, environment, plain
 from monai_unet.tracking.redaction import file_names, redact_config, redact_parameter, redact_text, redact_uri
-from monai_unet.tracking.sending import Sender
+from monai_unet.tracking.sending import PARENT_TAG, Sender
 from monai_unet.tracking.system_metrics import SystemMetrics
 
 __all__ = ["Tracking"]
 
 #: MLflow's own default store, which `mlflow ui` in the same folder opens
 DEFAULT_STORE = "mlflow.db"
+#: the tag that holds "training" or "evaluation"
+KIND_TAG = "monai_unet.kind"
 #: characters; MLflow truncates longer parameters
 LONGEST_PARAMETER = 6000
 
@@ -41,15 +43,19 @@ class Tracking:
     exit; as FAILED, with the exception's text in the tag ``error``, if it raises. Of several processes only the first
     logs. Everything is written to a `Journal`, so that no step waits for the server.
 
-    The store is the environment variable ``MLFLOW_TRACKING_URI``, of any kind that MLflow knows, or else
-    ``sqlite:///mlflow.db`` in the working folder. ``MLFLOW_EXPERIMENT_NAME`` overrides the experiment's name
-    (Databricks requires a path).
+    The store is ``uri``, the environment variable ``MLFLOW_TRACKING_URI``, which `mlflow.set_tracking_uri` sets, or
+    else ``sqlite:///mlflow.db`` in the working folder; of any kind that MLflow knows. The run is a child of the run
+    around it, if there is one (`mlflow.start_run`, or ``MLFLOW_RUN_ID``), and in its experiment. Otherwise
+    ``MLFLOW_EXPERIMENT_ID``, which `mlflow.set_experiment` sets, and ``MLFLOW_EXPERIMENT_NAME`` override the
+    experiment's name (Databricks requires a path). ``MLFLOW_RUN_CONTEXT`` adds tags.
 
     Args:
         experiment_name: MLflow's experiment, by convention the bundle's name.
         parameters: hyperparameters and facts to log, such as the data set's checksum. In full in the artifact
             ``parameters.json``; as MLflow's parameters up to 6000 characters, longer ones refer to the artifact.
         folder: keeps what is not sent yet; ``python -m monai_unet.tracking send FOLDER`` sends it.
+        run_name: None for ``MLFLOW_RUN_NAME``, or else the data set, the time, and "training" or "evaluation".
+        uri: of the store.
 
     Attributes:
         journal: where handlers log files and metrics of their own; None before the run starts, after its end, and in
@@ -59,7 +65,7 @@ class Tracking:
 
     Raises:
         ImportError: mlflow is missing; ``pip install "monai_unet[tracking]"`` installs it.
-        ValueError: the store is a plain folder, which MLflow no longer supports.
+        ValueError: the store is a plain folder, which MLflow no longer supports; ``MLFLOW_RUN_CONTEXT`` is not JSON.
 
     >>> tracking = Tracking("membranes", {"learning_rate": 0.01, "dataset": "isbi2012 sha256:2f1e"})
     >>> trainer = Engine(lambda engine, batch: None)
@@ -67,16 +73,22 @@ class Tracking:
     """
 
     def __init__(
-        self, experiment_name: str, parameters: Mapping[str, Any], folder: str | os.PathLike[str] = "mlflow_spool"
+        self,
+        experiment_name: str,
+        parameters: Mapping[str, Any],
+        folder: str | os.PathLike[str] = "mlflow_spool",
+        run_name: str | None = None,
+        uri: str | None = None,
     ) -> None:
         require("mlflow", "tracking")
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_STORE).absolute()}"
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_STORE).absolute()}"
         if urlsplit(self.uri).scheme in ("", "file") and self.uri != "databricks":
             raise ValueError(
-                f"MLFLOW_TRACKING_URI is {self.uri!r}; MLflow no longer keeps runs in plain folders. "
-                "Use sqlite:////FOLDER/mlflow.db or a server's address"
+                f"{'tracking_uri' if uri else 'MLFLOW_TRACKING_URI'} is {self.uri!r}; MLflow no longer keeps runs in "
+                "plain folders. Use sqlite:////FOLDER/mlflow.db or a server's address"
             )
-        self.experiment_name = experiment_name
+        self.experiment_name, self.run_name = experiment_name, run_name
+        self.tags = _tags_from_environment()
         self.parameters = dict(parameters)
         self.folder = Path(folder)
         self.config = config_under_construction()
@@ -118,12 +130,22 @@ class Tracking:
         facts = {name: getattr(engine.state, name) for name in ("max_epochs", "epoch_length")}
         values = {k: redact_parameter(plain(v)) for k, v in {**self.parameters, **facts, **versions}.items()}
         data, _, checksum = values.get("dataset", self.experiment_name).partition(" sha256:")
+        kind = "training" if self.trainer else "evaluation"
+        tags = {KIND_TAG: kind}
+        if "commit" in versions:
+            tags["mlflow.source.git.commit"] = versions["commit"].rstrip("+")
+        around = require("mlflow", "tracking").active_run()
+        if parent := around.info.run_id if around else os.environ.get("MLFLOW_RUN_ID"):
+            tags[PARENT_TAG] = parent
+        tags |= self.tags
+        name = tags.pop("mlflow.runName", None) or f"{data} {time.strftime('%Y-%m-%d %H:%M:%S')} {kind}"
         self.journal = self._latest = journal = self._open_journal()
         journal.append(
             "run",
             experiment=self.experiment_name,
-            name=f"{data} {time.strftime('%Y-%m-%d %H:%M:%S')}",
-            tags={"mlflow.source.git.commit": versions["commit"].rstrip("+")} if "commit" in versions else {},
+            experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID"),
+            name=self.run_name or os.environ.get("MLFLOW_RUN_NAME") or name,
+            tags=tags,
             time=int(time.time() * 1000),
             uri=redact_uri(self.uri),
             resume=self._resumes,
@@ -197,3 +219,12 @@ class Tracking:
         names |= {path for path in own if isinstance(path, str) and len(path) > 2}
         text = redact_text(str(error), names)
         self.journal.append("tag", key="error", value=f"{type(error).__name__}: {text}"[:5000])
+
+
+def _tags_from_environment() -> dict[str, str]:
+    """The tags that MLflow's clients add to each run: ``MLFLOW_RUN_CONTEXT``, a JSON object."""
+    text = os.environ.get("MLFLOW_RUN_CONTEXT") or "{}"
+    try:
+        return {name: str(value) for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        raise ValueError(f"MLFLOW_RUN_CONTEXT is {text!r}; it must be a JSON object of tags") from None

@@ -25,6 +25,8 @@ __all__ = ["send"]
 
 #: the tag that finds a run whose creation was not acknowledged
 KEY_TAG = "monai_unet.run"
+#: MLflow's, of a run within another
+PARENT_TAG = "mlflow.parentRunId"
 #: of MLflow: the line will never be accepted; after any other error it may be the next time
 PERMANENT_ERRORS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
 #: MLflow itself retries for 4 minutes when the server is away; here the next attempt is the next batch
@@ -201,11 +203,7 @@ class Sender:
 
     def _open_run(self, line: dict[str, Any]) -> None:
         """Find the run, or create it."""
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", line["experiment"])
-        found = self.client.get_experiment_by_name(name)
-        # next to an SQLite file, where MONAI's handler and `mlflow ui` have them, too; None: where the server has them
-        artifacts = self.store and (self.store.parent / "mlruns").as_uri()
-        experiment = found.experiment_id if found else self.client.create_experiment(name, artifacts)
+        experiment = self._experiment(line)
         self.run_id = self.run_id or self._find_run(line["resume"], experiment)
         if self.run_id is None:
             tags = {**line["tags"], KEY_TAG: line["resume"] or self.folder.name}
@@ -214,18 +212,34 @@ class Sender:
         else:
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def _find_run(self, resume: str | None, experiment: str) -> str | None:
-        """The run to continue, by MLflow's id or its journal's name; or this one, if its creation was not answered."""
+    def _experiment(self, line: dict[str, Any]) -> str:
+        """That of the run around this one, that of the given id, or that of the name, which is created if missing."""
+        if (parent := line["tags"].get(PARENT_TAG)) and (info := self._run_info(parent)):
+            return str(info.experiment_id)
+        if line.get("experiment_id") and line["uri"] in (None, self.uri):  # in another store it is another experiment
+            return str(line["experiment_id"])
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", line["experiment"])
+        found = self.client.get_experiment_by_name(name)
+        # next to an SQLite file, where MONAI's handler and `mlflow ui` have them, too; None: where the server has them
+        artifacts = self.store and (self.store.parent / "mlruns").as_uri()
+        return str(found.experiment_id if found else self.client.create_experiment(name, artifacts))
+
+    def _run_info(self, run_id: str) -> Any:
+        """What the server knows of a run; None if it has no such run, or only a deleted one."""
         from mlflow.exceptions import MlflowException
 
-        if resume:
-            try:
-                info = self.client.get_run(resume).info
-                if info.lifecycle_stage == "active":
-                    return str(info.run_id)
-            except MlflowException as error:
-                if error.error_code not in PERMANENT_ERRORS:
-                    raise
+        try:
+            info = self.client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code not in PERMANENT_ERRORS:
+                raise
+            return None
+        return info if info.lifecycle_stage == "active" else None
+
+    def _find_run(self, resume: str | None, experiment: str) -> str | None:
+        """The run to continue, by MLflow's id or its journal's name; or this one, if its creation was not answered."""
+        if resume and (info := self._run_info(resume)):
+            return str(info.run_id)
         found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{resume or self.folder.name}'")
         return str(found[0].info.run_id) if found else None
 

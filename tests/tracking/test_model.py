@@ -19,6 +19,7 @@ import torch
 import yaml
 from bundle_driver import driver
 from mlflow import MlflowClient
+from mlflow.models import validate_serving_input
 from PIL import Image
 from serving import free_port, wait_for
 
@@ -34,7 +35,7 @@ pytestmark = [
 BUNDLES = Path(__file__).parents[2] / "bundles"
 EM = BUNDLES / "em_membrane_segmentation"
 _, run_em, _ = driver(EM)
-CELLS = BUNDLES / "cell_segmentation"
+CELLS, HIPPOCAMPUS = BUNDLES / "cell_segmentation", BUNDLES / "hippocampus_segmentation"
 PATIENT = "Mustermann"
 
 
@@ -76,6 +77,21 @@ def test_it_gives_the_results_of_inference_yaml(model, tmp_path):
     probabilities = loaded.predict(pixels, params={"output": "probabilities"})
     assert probabilities.shape == (2, *pixels.shape)
     np.testing.assert_allclose(probabilities[1], probability, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "shape"), [(EM, (2, 1, 2, (2, 3))), (CELLS, (2, 3, 2, (2, 3))), (HIPPOCAMPUS, (3, 1, 3, (2, 3)))]
+)
+def test_the_signature_and_the_input_example_fit(bundle, shape, tmp_path):
+    path, model = checkpoint(tmp_path, *shape), tmp_path / "mlflow"
+    save_model(model, path, bundle / "configs" / "inference.yaml", {"in_channels": shape[1]})
+    loaded = mlflow.pyfunc.load_model(os.fspath(model))
+    (output,) = loaded.metadata.signature.outputs.inputs
+    labels = loaded.predict(loaded.input_example)
+    assert (labels.dtype, (-1,) * labels.ndim) == (output.type, output.shape)
+    served = (model / "serving_input_example.json").read_text()
+    assert np.array_equal(loaded.predict(np.array(json.loads(served)["inputs"])), labels)
+    assert validate_serving_input(os.fspath(model), served) is not None
 
 
 def test_every_shape_of_the_same_image_gives_the_same(model):
@@ -151,6 +167,8 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
 
     run_em(
         "train",
+        tracking="mlflow",
+        run_name="membranes",
         dataset_dir=str(data),
         output_dir=str(tmp_path / PATIENT / "out"),
         validation_items=1,
@@ -164,9 +182,11 @@ def test_a_training_registers_its_best_network_and_names_nobody(empty_store, tmp
     )
 
     client = MlflowClient(uri)
-    experiments = [client.get_experiment_by_name("em_membrane_segmentation").experiment_id]
-    (run,) = client.search_runs(experiments)
-    assert run.info.status == "FINISHED"
+    experiments = {experiment.name: experiment.experiment_id for experiment in client.search_experiments()}
+    (run,) = client.search_runs(list(experiments.values()))
+    assert run.info.experiment_id == experiments["em_membrane_segmentation"]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "membranes")
+    assert not list(data.rglob("mlruns.db")), "MONAI's store"
     (version,) = client.search_model_versions("name = 'em_membrane_segmentation'")
     assert version.run_id == run.info.run_id
     assert version.tags["metric"] == "rand_error"

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -124,6 +125,85 @@ def test_each_training_is_a_run_of_its_own(client, experiment):
             assert run.data.params["tree"] == ("modified" if commit.endswith("+") else "clean")
             assert run.data.tags["mlflow.source.git.commit"] == commit.rstrip("+")
     assert not list(Path("spool").iterdir())
+
+
+def evaluate(experiment: str, **options) -> str:
+    """An evaluation of one item; the id of its run."""
+    engine = Engine(lambda engine, batch: None)
+    tracking = Tracking(experiment, {"dataset": "phantom sha256:0123"}, "spool", **options)
+    tracking.attach(engine)
+    engine.run([0])
+    return tracking.run_id
+
+
+def test_training_and_evaluation_are_told_apart(client, experiment):
+    train(experiment)
+    evaluate(experiment)
+    found = runs(client, experiment)
+    assert [run.data.tags["monai_unet.kind"] for run in found] == ["training", "evaluation"]
+    assert [run.info.run_name.rpartition(" ")[2] for run in found] == ["training", "evaluation"]
+
+
+@pytest.fixture
+def fluent(store, monkeypatch):
+    """MLflow's own functions, which keep what they are told in the environment."""
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    return mlflow
+
+
+def test_a_run_within_another_is_its_child(client, experiment, fluent):
+    around = client.create_run(client.create_experiment(f"{experiment} around"))
+    with fluent.start_run(around.info.run_id):
+        child = client.get_run(evaluate(experiment))
+    assert child.data.tags["mlflow.parentRunId"] == around.info.run_id
+    assert child.info.experiment_id == around.info.experiment_id, "where MLflow shows it below its parent"
+    assert client.get_run(around.info.run_id).info.status == "FINISHED", "ended by start_run alone"
+    assert runs(client, experiment) == []
+
+
+def test_a_parent_of_another_process_is_named_by_the_environment(client, experiment, monkeypatch):
+    """As `mlflow run` names it; one that the store does not have does not stop the run."""
+    around = client.create_run(client.create_experiment(f"{experiment} around"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", around.info.run_id)
+    assert client.get_run(evaluate(experiment)).info.experiment_id == around.info.experiment_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    evaluate(experiment)
+    assert len(runs(client, experiment)) == 1
+
+
+def test_set_experiment_is_honoured(client, experiment, fluent):
+    chosen = fluent.set_experiment(f"{experiment} chosen")
+    assert client.get_run(evaluate(experiment)).info.experiment_id == chosen.experiment_id
+    assert runs(client, experiment) == []
+
+
+def test_the_id_of_an_experiment_does_not_count_in_another_store(client, experiment, monkeypatch, store):
+    """Ids are counted: 1 is another experiment there."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    evaluate(experiment, uri=NOBODY)
+    send(Path("spool"), store)
+    assert len(runs(client, experiment)) == 1
+
+
+def test_name_and_tags_come_from_the_environment_or_the_call(client, experiment, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps({"mlflow.user": "ada", "try": 3, "mlflow.runName": "third"}))
+    evaluate(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "environment")
+    evaluate(experiment)
+    evaluate(experiment, run_name="call")
+    found = runs(client, experiment)
+    assert [run.info.run_name for run in found] == ["third", "environment", "call"]
+    assert all((run.data.tags["mlflow.user"], run.data.tags["try"]) == ("ada", "3") for run in found)
+
+
+@pytest.mark.parametrize("text", ["user=ada", '["ada"]'])
+def test_tags_that_are_not_json_stop_the_run_before_it_starts(text, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", text)
+    with pytest.raises(ValueError, match="MLFLOW_RUN_CONTEXT is .*; it must be a JSON object of tags"):
+        Tracking("experiment", {})
 
 
 @pytest.mark.parametrize(
