@@ -74,10 +74,10 @@ class OverlapTileInferer(Inferer):
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
             mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). These are exact,
             without interpolation (`symmetry_mean`). The paper averages 7 rotations.
-        margin: context lost per side, if the network has no attribute ``margin`` as `ValidUNet` has. A network whose
-            output is as large as its input, as MONAI's own are, is cropped by it: choose at least the radius of its
-            receptive field, and there are no seams.
-        multiple: period of the tile offsets, if the network has no attribute ``multiple``.
+        margin: context lost per side, one number or one per axis, if the network has no attribute ``margin`` as
+            `ValidUNet` has. A network whose output is as large as its input, as MONAI's own are, is cropped by it:
+            choose at least the radius of its receptive field, and there are no seams.
+        multiple: period of the tile offsets, one number or one per axis, if the network has no attribute ``multiple``.
         sw_device: device for the tiles; None for that of the inputs.
         device: device for the stitched output; None for that of the inputs. With inputs and output on the CPU and
             tiles on the GPU, GPU memory does not grow with the image.
@@ -107,8 +107,8 @@ class OverlapTileInferer(Inferer):
         sw_batch_size: int = 1,
         padding_mode: str = "reflect",
         averaging: str = "none",
-        margin: int | None = None,
-        multiple: int | None = None,
+        margin: int | Sequence[int] | None = None,
+        multiple: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
         amp: bool | str = False,
@@ -194,8 +194,10 @@ class OverlapTileInferer(Inferer):
             raise ValueError(
                 f"the inputs' shape is {tuple(shape)}; it must be (B, C, *spatial) with at least one image"
             )
-        margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
-        countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "input_size"))
+        margins, multiples = self._attribute("margin", core, dims), self._attribute("multiple", core, dims)
+        if self.averaging == "all" and len({*margins}) > 1:
+            raise ValueError(f'averaging is "all", but margins of {margins} allow no rotation; use "mirror" or "none"')
+        countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "strides", "input_size"))
         if self.tile_size is None and countable:
             images = shape[0] * math.prod(shape[2:-dims])
             reserved = 0 if out is not None else images * core.out_channels * math.prod(size) * 4
@@ -204,21 +206,21 @@ class OverlapTileInferer(Inferer):
                 return cheapest
         asked = ensure_tuple_rep(PAPER_TILE[len(size)] if self.tile_size is None else self.tile_size, len(size))
         tile = []
-        for n, t in zip(size, asked, strict=True):
+        for axis, (n, t, multiple) in enumerate(zip(size, asked, multiples, strict=True)):
             if t < 1:
                 raise ValueError(f"tile_size is {self.tile_size}; it must be at least 1")
             if hasattr(core, "input_size"):
-                possible = core.output_size(core.input_size(max(t, multiple)))
+                possible = core.output_size(core.input_size(max(t, multiple), axis), axis)
                 if possible != t:
                     warnings.warn(
                         f"tile_size {t} is not an output size of the network; {possible} is used", stacklevel=4
                     )
-                t = min(possible, core.output_size(core.input_size(max(n, multiple))))
+                t = min(possible, core.output_size(core.input_size(max(n, multiple), axis), axis))
             elif t < multiple:
                 raise ValueError(f"tile_size is {t}; tiles advance by multiples of {multiple}, so use at least that")
             tile.append(t)
         counted = self._activation_bytes(core, tile) if countable else None
-        return TilePlan(size, tuple(tile), margin, multiple, counted)
+        return TilePlan(size, tuple(tile), margins, multiples, counted)
 
     def logits(self, windows: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Compute the network's (averaged) output for ready-made windows, in smaller pieces if memory runs out.
@@ -234,10 +236,13 @@ class OverlapTileInferer(Inferer):
             torch.OutOfMemoryError, MemoryError or RuntimeError: not even the smallest tile fits.
         """
         core = _unwrapped(network)
-        margin, multiple = self._attribute("margin", core), self._attribute("multiple", core)
+        dims = windows.ndim - 2
+        margins, multiples = self._attribute("margin", core, dims), self._attribute("multiple", core, dims)
         device = torch.device(self.sw_device or windows.device)
-        tile = [n - 2 * margin for n in windows.shape[2:]]
+        tile = [n - 2 * margin for n, margin in zip(windows.shape[2:], margins, strict=True)]
         largest = max(tile)
+        axis = tile.index(largest)
+        margin, multiple = margins[axis], multiples[axis]
         piece = largest - largest // 2 // multiple * multiple  # offset by a multiple, and as valid a size as the tile
         if self._limit is None or largest <= self._limit:
             try:
@@ -250,7 +255,7 @@ class OverlapTileInferer(Inferer):
             warnings.warn(f"out of memory with a tile of {tuple(tile)} ({problem}); halved to {piece}", stacklevel=3)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        axis = 2 + tile.index(largest)
+        axis += 2
         first, last = (
             self.logits(windows.narrow(axis, start, piece + 2 * margin), network, *args, **kwargs)
             for start in (0, largest - piece)
@@ -268,8 +273,8 @@ class OverlapTileInferer(Inferer):
             (1, C, *spatial), the tile with its margin.
         """
         box, indices = [], []
-        for n, start, t in zip(plan.size, origin, plan.tile, strict=True):
-            index = torch.arange(start - plan.margin, start + t + plan.margin)
+        for n, start, t, margin in zip(plan.size, origin, plan.tile, plan.margins, strict=True):
+            index = torch.arange(start - margin, start + t + margin)
             index = _mirror(index, n) if self.padding_mode == "reflect" else index.clamp(0, n - 1)
             low, high = int(index.min()), int(index.max())
             box.append(slice(low, high + 1))
@@ -290,7 +295,7 @@ class OverlapTileInferer(Inferer):
             if prediction.shape[2:] != torch.Size(plan.tile):
                 raise ValueError(
                     f"the network gave {tuple(prediction.shape[2:])} for an input of {tuple(windows.shape[2:])}; "
-                    f"with a margin of {plan.margin} it must give {plan.tile}"
+                    f"with margins of {plan.margins} it must give {plan.tile}"
                 )
             if out is None:
                 dtype = torch.promote_types(prediction.dtype, torch.float32)
@@ -307,7 +312,11 @@ class OverlapTileInferer(Inferer):
         """The plan with the cheapest tile that fits into the free memory; None if that is unknown."""
         weights = next(core.parameters())
         device = torch.device(self.sw_device or weights.device)
-        whole = [core.output_size(core.input_size(max(n, core.multiple))) for n in size]
+        multiples = ensure_tuple_rep(core.multiple, len(size))
+        whole = [
+            core.output_size(core.input_size(max(n, multiple), axis), axis)
+            for axis, (n, multiple) in enumerate(zip(size, multiples, strict=True))
+        ]
         ample = 2 * OVERHEAD * self._activation_bytes(core, whole)  # enough for a single pass, without measuring
         if self.memory is not None:
             free = int(self.memory * 2**30)
@@ -336,11 +345,19 @@ class OverlapTileInferer(Inferer):
         """Memory of a pass relative to its activations, measured once on the paper's tile; rounded up to quarters, so
         that noise in the measurement does not change the plan."""
         device = torch.device(self.sw_device or weights.device)
-        key = (core.features, core.spatial_dims, weights.dtype, device, self.infer.amp, self.sw_batch_size)
+        key = (
+            core.features,
+            *core.kernel_size,
+            *core.strides,
+            weights.dtype,
+            device,
+            self.infer.amp,
+            self.sw_batch_size,
+        )
         if key not in self._overheads:
-            t = core.output_size(core.input_size(PAPER_TILE[core.spatial_dims]))
-            tile = (t,) * core.spatial_dims
-            shape = (self.sw_batch_size, core.in_channels, *(n + 2 * core.margin for n in tile))
+            windows = [core.input_size(PAPER_TILE[core.spatial_dims], axis) for axis in range(core.spatial_dims)]
+            tile = tuple(core.output_size(n, axis) for axis, n in enumerate(windows))
+            shape = (self.sw_batch_size, core.in_channels, *windows)
 
             def work() -> None:
                 with torch.no_grad():
@@ -351,13 +368,13 @@ class OverlapTileInferer(Inferer):
             self._overheads[key] = max(1.25, math.ceil(4 * ratio) / 4)
         return self._overheads[key]
 
-    def _attribute(self, name: str, core: Any) -> int:
+    def _attribute(self, name: str, core: Any, dims: int) -> tuple[int, ...]:
         value = getattr(self, name)
         if value is None:
             value = getattr(core, name, None)
         if value is None:
             raise ValueError(f"{type(core).__name__} has no {name}; give it as OverlapTileInferer({name}=...)")
-        return int(value)
+        return ensure_tuple_rep(value, dims)
 
     def _averaged(self, x: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         infer = partial(self._pass, network=network, args=args, kwargs=kwargs)
@@ -370,9 +387,9 @@ class OverlapTileInferer(Inferer):
                 f"the network returned a {type(y).__name__}; it must return one tensor (B, K, *spatial). Choose one of "
                 "several outputs by a function: lambda x: network(x)[0]"
             )
-        margin = self._attribute("margin", _unwrapped(network))
-        if y.shape[2:] == x.shape[2:] and margin:
-            return _boxed(y, [slice(margin, -margin)] * (x.ndim - 2))
+        if y.shape[2:] == x.shape[2:]:
+            margins = self._attribute("margin", _unwrapped(network), x.ndim - 2)
+            return _boxed(y, [slice(margin, n - margin) for margin, n in zip(margins, y.shape[2:], strict=True)])
         return y
 
 

@@ -14,7 +14,12 @@ import torch
 __all__ = ["available_bytes", "keep_freed_memory", "measured_bytes", "out_of_memory"]
 
 #: how torch's CPU allocator and oneDNN report that memory has run out
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory object",
+    "bad_alloc",
+)
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 #: files of a control group with the limit and the use, and the name of its file cache in memory.stat
 CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

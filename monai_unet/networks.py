@@ -2,19 +2,24 @@
 
 Every 3×3 convolution loses one voxel per side, so the output is smaller than the input by a fixed margin: a 572² tile
 gives 388². No output voxel depends on padding; `OverlapTileInferer` (Fig. 2) supplies the missing context.
+
+Where voxels are longer along one axis, kernels and pooling of 1 along it spare that axis the context and the halving
+until the voxels are about as long as wide; the margin and the valid sizes then differ from axis to axis.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
+from monai.utils.misc import ensure_tuple_rep
 from torch import Tensor, nn
 
 from monai_unet.errors import InputError
@@ -36,6 +41,9 @@ class ValidUNet(nn.Module):
         out_channels: number of classes, background included.
         features: channels per level, top to bottom; the depth is one less than their number.
         dropout: probability at the end of the contracting path; 0 for none.
+        kernel_size: of the convolutions, 3 as in the paper; or one per level, each a number or one per axis, 1 or 3.
+        strides: of the pooling and the up-convolution below each level but the lowest, 2 as in the paper; or one entry
+            per pooling, each a number or one per axis, 1 or 2.
         norm: None as in the paper, or "batch" for batch normalisation before each ReLU as in the 3-D U-Net (Çiçek et
             al. 2016). Normalisation by the statistics of the tile (instance, group, layer) is refused: an output voxel
             would depend on its tile.
@@ -45,8 +53,9 @@ class ValidUNet(nn.Module):
         ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
 
     Attributes:
-        margin: voxels of context lost on each side, 92 in the paper.
-        multiple: period of the valid input sizes and of tile offsets, 2^depth, 16 in the paper.
+        margin: voxels of context lost on each side, 92 in the paper; one number per axis if they differ.
+        multiple: period of the valid input sizes and of tile offsets, the product of the strides, 16 in the paper; one
+            number per axis if they differ.
 
     Raises:
         ValueError: a parameter is out of range, or an input size is not valid.
@@ -59,6 +68,12 @@ class ValidUNet(nn.Module):
     >>> small = ValidUNet(2, in_channels=1, out_channels=2, features=(4, 8, 16, 32, 64))
     >>> small(torch.rand(1, 1, 188, 204)).shape
     torch.Size([1, 2, 4, 20])
+
+    Voxels of 5 × 1 × 1 mm: the first level leaves the first axis alone.
+
+    >>> flat = ValidUNet(3, 1, 2, features=(4, 8, 16), kernel_size=[(1, 3, 3), 3, 3], strides=[(1, 2, 2), 2])
+    >>> flat.margin, flat.multiple
+    ((8, 20, 20), (2, 4, 4))
     """
 
     def __init__(
@@ -69,6 +84,8 @@ class ValidUNet(nn.Module):
         features: Sequence[int] = (64, 128, 256, 512, 1024),
         dropout: float = 0.5,
         norm: str | None = None,
+        kernel_size: int | Sequence[int | Sequence[int]] = 3,
+        strides: int | Sequence[int | Sequence[int]] = 2,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -82,32 +99,37 @@ class ValidUNet(nn.Module):
         self.out_channels = out_channels
         self.features = tuple(features)
         self.depth = len(features) - 1
-        self.multiple = 2**self.depth
-        self.margin = 6 * self.multiple - 4
+        self.kernel_size = _per_level("kernel_size", kernel_size, self.depth + 1, spatial_dims, (1, 3))
+        self.strides = _per_level("strides", strides, self.depth, spatial_dims, (1, 2))
+        self._axes = [
+            _Axis.of([kernels[axis] for kernels in self.kernel_size], [strides[axis] for strides in self.strides])
+            for axis in range(spatial_dims)
+        ]
+        self.margin = _one_or_each([axis.margin for axis in self._axes])
+        self.multiple = _one_or_each([axis.multiple for axis in self._axes])
 
         self.encoder = nn.ModuleList()
         for level, (before, after) in enumerate(zip((in_channels, *features), features, strict=False)):
             p = dropout if level >= self.depth - 1 else 0.0
-            self.encoder.append(_two_convolutions(spatial_dims, before, after, norm, p))
-        self.pool = Pool["max", spatial_dims](kernel_size=2, stride=2)
+            self.encoder.append(_two_convolutions(self.kernel_size[level], before, after, norm, p))
+        self.pool = nn.ModuleList([nn.Identity(), *(Pool["max", spatial_dims](s, stride=s) for s in self.strides)])
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
-        for above, below in reversed(list(pairwise(features))):
-            self.up.append(Conv["convtrans", spatial_dims](below, above, kernel_size=2, stride=2))
-            self.decoder.append(_two_convolutions(spatial_dims, 2 * above, above, norm, 0.0))
+        for level, (above, below) in reversed(list(enumerate(pairwise(features)))):
+            stride = self.strides[level]
+            self.up.append(Conv["convtrans", spatial_dims](below, above, kernel_size=stride, stride=stride))
+            self.decoder.append(_two_convolutions(self.kernel_size[level], 2 * above, above, norm, 0.0))
         self.head = Conv["conv", spatial_dims](features[0], out_channels, kernel_size=1)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits (B, K, *spatial − 2 margin) of ``x`` (B, C, *spatial)."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-            for n in x.shape[2:]:
-                self.output_size(n)
+            for axis, n in enumerate(x.shape[2:]):
+                self.output_size(n, axis)
         skips: list[Tensor] = []
-        for level, convolutions in enumerate(self.encoder):
-            if level > 0:
-                x = self.pool(x)
-            x = convolutions(x)
+        for pool, convolutions in zip(self.pool, self.encoder, strict=True):
+            x = convolutions(pool(x))
             skips.append(x)
         skips.pop()
         for up, convolutions in zip(self.up, self.decoder, strict=True):
@@ -115,30 +137,29 @@ class ValidUNet(nn.Module):
             x = convolutions(torch.cat([x, _centre_crop(skips.pop(), x)], dim=1))
         return self.head(x)
 
-    def output_size(self, n: int) -> int:
-        """Return the output size along an axis of ``n`` input voxels.
+    def output_size(self, n: int, axis: int = 0) -> int:
+        """Return the output size along a spatial axis of ``n`` input voxels.
 
         Raises:
             ValueError: ``n`` is not a valid input size; names the nearest ones.
         """
-        smallest = self.input_size(1)
-        if n >= smallest and (n - smallest) % self.multiple == 0:
-            return n - 2 * self.margin
-        above = max(smallest, n + (smallest - n) % self.multiple)
-        below = above - self.multiple
+        smallest, multiple = self.input_size(1, axis), self._axes[axis].multiple
+        if n >= smallest and (n - smallest) % multiple == 0:
+            return n - 2 * self._axes[axis].margin
+        above = max(smallest, n + (smallest - n) % multiple)
+        below = above - multiple
         nearest = f"{below} or {above}" if below >= smallest else str(above)
         raise ValueError(f"{n} is not a valid input size at depth {self.depth}; use {nearest}")
 
-    def input_size(self, n: int) -> int:
-        """Return the smallest valid input size along an axis whose output has at least ``n`` voxels."""
-        # an output of 2^depth·b − 4(2^depth − 1) voxels grows from b voxels at the bottom of the U
-        offset = 4 * (self.multiple - 1)
-        bottom = math.ceil((max(n, 1) + offset) / self.multiple)
-        return self.multiple * bottom - offset + 2 * self.margin
+    def input_size(self, n: int, axis: int = 0) -> int:
+        """Return the smallest valid input size along a spatial axis whose output has at least ``n`` voxels."""
+        multiple, loss, margin = self._axes[axis]
+        bottom = math.ceil((max(n, 1) + loss) / multiple)
+        return multiple * bottom - loss + 2 * margin
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], dropout: float = 0.5) -> ValidUNet:
-        """Build the network that a state dict belongs to: its dimensions, channels and width follow from the shapes.
+        """Build the network of a state dict: its dimensions, channels, width and kernels follow from the shapes.
 
         Raises:
             ValueError: ``state`` is not the state dict of a `ValidUNet`.
@@ -157,6 +178,8 @@ class ValidUNet(nn.Module):
                 features=[weight.shape[0] for weight in firsts],
                 dropout=dropout,
                 norm="batch" if "encoder.0.norm1.weight" in state else None,
+                kernel_size=[tuple(weight.shape[2:]) for weight in firsts],
+                strides=[tuple(state[f"up.{i}.weight"].shape[2:]) for i in reversed(range(depth))],
             )
             network.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError, AttributeError) as e:
@@ -204,10 +227,42 @@ def load_network(path: str | os.PathLike[str], in_channels: int | None = None, s
     return network.eval()
 
 
-def _two_convolutions(spatial_dims: int, before: int, after: int, norm: str | None, p: float) -> nn.Sequential:
-    layers = nn.Sequential()
+class _Axis(NamedTuple):
+    """Sizes along an axis: b voxels at the bottom of the U give ``multiple · b − loss``, of ``2 margin`` more."""
+
+    multiple: int
+    loss: int
+    margin: int
+
+    @classmethod
+    def of(cls, kernels: Sequence[int], strides: Sequence[int]) -> _Axis:
+        scales = list(accumulate(strides, operator.mul, initial=1))  # voxels of the image to one of each level
+        loss = sum(2 * (kernel - 1) * scale for kernel, scale in zip(kernels[:-1], scales[:-1], strict=True))
+        return cls(scales[-1], loss, loss + (kernels[-1] - 1) * scales[-1])
+
+
+def _one_or_each(values: Sequence[int]) -> int | tuple[int, ...]:
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def _per_level(
+    name: str, values: int | Sequence[int | Sequence[int]], levels: int, dims: int, allowed: tuple[int, int]
+) -> list[tuple[int, ...]]:
+    """One number for all, or one entry per level, as numbers per level and axis."""
+    entries = ensure_tuple_rep(values, levels) if isinstance(values, int) else tuple(values)
+    each = [ensure_tuple_rep(entry, dims) if isinstance(entry, int) else tuple(entry) for entry in entries]
+    if len(each) != levels or any(len(entry) != dims or not {*entry} <= {*allowed} for entry in each):
+        rule = f"{levels} entries, each a number or {dims}, {allowed[0]} or {allowed[1]}"
+        raise ValueError(f"{name} is {values}; it must be {allowed[1]}, or {rule}")
+    return each
+
+
+def _two_convolutions(
+    kernel_size: tuple[int, ...], before: int, after: int, norm: str | None, p: float
+) -> nn.Sequential:
+    layers, spatial_dims = nn.Sequential(), len(kernel_size)
     for i, channels in enumerate((before, after), start=1):
-        layers.add_module(f"conv{i}", Conv["conv", spatial_dims](channels, after, kernel_size=3))
+        layers.add_module(f"conv{i}", Conv["conv", spatial_dims](channels, after, kernel_size=kernel_size))
         if norm:
             layers.add_module(f"norm{i}", Norm[norm, spatial_dims](after))
         layers.add_module(f"relu{i}", nn.ReLU(inplace=True))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from monai.utils.misc import ensure_tuple_rep
+
 __all__ = ["TilePlan", "choose_tile", "pass_bytes"]
 
 #: among tiles that cost at most 2 % more than the cheapest one, the one that needs least memory is chosen
@@ -25,8 +27,8 @@ class TilePlan:
     Args:
         size: voxels of the image, per axis.
         tile: output voxels of a tile, per axis.
-        margin: voxels of context that a tile needs on each side.
-        multiple: tile offsets are multiples of this many voxels.
+        margin: voxels of context that a tile needs on each side; one number, or one per axis.
+        multiple: tile offsets are multiples of this many voxels; one number, or one per axis.
         bytes: peak memory of one pass, apart from the weights, the image and the result; None if unknown.
         available: bytes of memory that the tile was chosen for; None if the tile was given.
 
@@ -39,15 +41,26 @@ class TilePlan:
 
     size: tuple[int, ...]
     tile: tuple[int, ...]
-    margin: int
-    multiple: int
+    margin: int | tuple[int, ...]
+    multiple: int | tuple[int, ...]
     bytes: int | None = None
     available: int | None = None
 
     @property
+    def margins(self) -> tuple[int, ...]:
+        """The margin, per axis."""
+        return ensure_tuple_rep(self.margin, len(self.size))
+
+    @property
     def stride(self) -> tuple[int, ...]:
         """Step from tile to tile, per axis."""
-        return tuple(t // self.multiple * self.multiple for t in self.tile)
+        multiples = ensure_tuple_rep(self.multiple, len(self.size))
+        return tuple(t // multiple * multiple for t, multiple in zip(self.tile, multiples, strict=True))
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Input voxels of a tile, its margin included, per axis."""
+        return tuple(t + 2 * margin for t, margin in zip(self.tile, self.margins, strict=True))
 
     @property
     def starts(self) -> list[range]:
@@ -67,12 +80,13 @@ class TilePlan:
     @property
     def computed_voxels(self) -> int:
         """Input voxels of all passes together, margins included."""
-        return self.tiles * math.prod(t + 2 * self.margin for t in self.tile)
+        return self.tiles * math.prod(self.window)
 
     @property
     def redundant_fraction(self) -> float:
         """Fraction of the computed voxels that a single pass over the whole image would save."""
-        return max(0.0, 1 - math.prod(n + 2 * self.margin for n in self.size) / self.computed_voxels)
+        single = math.prod(n + 2 * margin for n, margin in zip(self.size, self.margins, strict=True))
+        return max(0.0, 1 - single / self.computed_voxels)
 
     def origins(self) -> Iterator[tuple[int, ...]]:
         """Iterate over the first output voxel of each tile, in array order."""
@@ -87,7 +101,7 @@ class TilePlan:
         return tuple(slice(start, end) for start, end in zip(origin, ends, strict=True))
 
     def __str__(self) -> str:
-        shape, window = (" x ".join(map(str, n)) for n in (self.tile, [t + 2 * self.margin for t in self.tile]))
+        shape, window = (" x ".join(map(str, n)) for n in (self.tile, self.window))
         text = f"{self.tiles} tile{'s' * (self.tiles > 1)} of {shape} (input {window})"
         text += f", {self.redundant_fraction:.0%} computed twice"
         if self.bytes is not None:
@@ -121,8 +135,9 @@ def choose_tile(
     (800, 800)
     """
     axes = []
-    for n in size:
-        plans = [TilePlan((n,), (t,), core.margin, core.multiple) for t in _candidates(n, core)]
+    margins, multiples = (ensure_tuple_rep(value, len(size)) for value in (core.margin, core.multiple))
+    for axis, (n, margin, multiple) in enumerate(zip(size, margins, multiples, strict=True)):
+        plans = [TilePlan((n,), (t,), margin, multiple) for t in _candidates(n, core, axis, multiple)]
         axes.append([(plan.computed_voxels, plan.tile[0]) for plan in plans])
     tiles = [tuple(zip(*along, strict=True)) for along in product(*axes)]
     limit, fitting = math.inf, list[tuple[int, tuple[int, ...]]]()
@@ -135,14 +150,14 @@ def choose_tile(
     return min(fitting or [(bytes_of(tile), tile) for _, tile in tiles])[1]
 
 
-def _candidates(n: int, core: Any) -> list[int]:
+def _candidates(n: int, core: Any, axis: int, multiple: int) -> list[int]:
     """For each number of tiles along an axis of n voxels, the smallest output size that covers it; largest first."""
-    smallest = core.output_size(core.input_size(core.multiple))
-    rest = smallest % core.multiple  # k tiles reach to k · stride + rest
-    sizes, count = [core.output_size(core.input_size(max(n, core.multiple)))], 1
+    smallest = core.output_size(core.input_size(multiple, axis), axis)
+    rest = smallest % multiple  # k tiles reach to k · stride + rest
+    sizes, count = [core.output_size(core.input_size(max(n, multiple), axis), axis)], 1
     while sizes[-1] > smallest:
-        count = max(count + 1, math.ceil((n - rest) / (sizes[-1] - rest - core.multiple)))
-        sizes.append(max(math.ceil((n - rest) / count / core.multiple) * core.multiple + rest, smallest))
+        count = max(count + 1, math.ceil((n - rest) / (sizes[-1] - rest - multiple)))
+        sizes.append(max(math.ceil((n - rest) / count / multiple) * multiple + rest, smallest))
     return sizes
 
 
@@ -150,7 +165,8 @@ def pass_bytes(network: Any, tile: Sequence[int], batch: int = 1, itemsize: int 
     """Return the peak size in bytes of the activations in a `ValidUNet` pass without gradients, its input included.
 
     Args:
-        network: with ``features``, ``in_channels``, ``out_channels`` and ``margin``, as `ValidUNet` has them.
+        network: with ``features``, ``kernel_size``, ``strides``, ``in_channels``, ``out_channels`` and ``margin``, as
+            `ValidUNet` has them.
         tile: output voxels, per axis.
         batch: tiles per pass.
         itemsize: bytes per value.
@@ -160,23 +176,24 @@ def pass_bytes(network: Any, tile: Sequence[int], batch: int = 1, itemsize: int 
     >>> pass_bytes(network, (388, 388)) / 2**20  # MiB
     24.0...
     """
-    n = [t + 2 * network.margin for t in tile]
+    n = list(TilePlan(tuple(tile), tuple(tile), network.margin, network.multiple).window)
     kept = peak = network.in_channels * math.prod(n)  # kept for later: the input, then the skips too
     skips: list[int] = []
     current, bottom = 0, len(network.features) - 1  # current: the input of the next convolutions
     for level, features in enumerate((*network.features, *network.features[-2::-1])):
+        here = min(level, 2 * bottom - level)
         if level > bottom:
-            n = [2 * i for i in n]
+            n = [i * stride for i, stride in zip(n, network.strides[here], strict=True)]
             up = features * math.prod(n)
             peak = max(peak, kept + current + up, kept + 3 * up)  # the concatenation [up, skip] besides up
             kept -= skips.pop()
             current = 3 * up
         elif level:
-            n = [i // 2 for i in n]
+            n = [i // stride for i, stride in zip(n, network.strides[here - 1], strict=True)]
             current = network.features[level - 1] * math.prod(n)
         before = after = 0
         for _ in range(2):
-            n = [i - 2 for i in n]
+            n = [i - kernel + 1 for i, kernel in zip(n, network.kernel_size[here], strict=True)]
             before, after = after, features * math.prod(n)
             peak = max(peak, kept + current + before + after)
         current = after

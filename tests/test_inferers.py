@@ -239,7 +239,7 @@ def test_invalid_inputs_and_networks():
     with pytest.raises(ValueError, match="tile_size is 8; tiles advance by multiples of 16, so use at least that"):
         OverlapTileInferer(8, margin=2, multiple=16)(x, lambda tile: tile)
     with pytest.raises(
-        ValueError, match=r"gave \(34, 34\) for an input of \(36, 36\); with a margin of 2 it must give"
+        ValueError, match=r"gave \(34, 34\) for an input of \(36, 36\); with margins of \(2, 2\) it must give"
     ):
         OverlapTileInferer(32, margin=2, multiple=16)(x, lambda tile: tile[..., 1:-1, 1:-1])
     with pytest.raises(ValueError, match=r"out of a stack must hold one image \(B = 1\)"):
@@ -275,3 +275,46 @@ def test_several_outputs(outputs, averaging):
 def test_invalid_parameters(kwargs, message):
     with pytest.raises(ValueError, match=message):
         OverlapTileInferer(**kwargs)
+
+
+# --- anisotropic voxels ---
+
+
+@pytest.mark.parametrize(
+    ("kernels", "strides"),
+    [
+        ([(1, 3, 3), 3, 3], [(1, 2, 2), 2]),
+        ([(1, 3, 3), (1, 3, 3), 3], [(1, 2, 2), (1, 2, 2)]),
+        ([(3, 1, 3), (3, 3, 3), 3], [(2, 1, 2), 2]),
+    ],
+)
+@pytest.mark.parametrize("tile", [4, (3, 8, 12), (6, 4, 20)])
+@pytest.mark.filterwarnings("ignore:tile_size:UserWarning")
+def test_tiles_of_an_anisotropic_network_equal_the_whole_image(kernels, strides, tile):
+    torch.manual_seed(0)
+    network = ValidUNet(3, 1, 2, (2, 3, 4), kernel_size=kernels, strides=strides).eval()
+    x = torch.rand(1, 1, 9, 21, 30)
+    with torch.no_grad():
+        whole = OverlapTileInferer((40, 40, 40))(x, network)
+        tiles = OverlapTileInferer(tile, sw_batch_size=3)(x, network)
+    assert whole.shape == (1, 2, 9, 21, 30)
+    torch.testing.assert_close(tiles, whole, rtol=0, atol=1e-5)
+
+
+def test_a_planned_tile_of_an_anisotropic_network_takes_the_memory_that_was_planned():
+    network = ValidUNet(3, 1, 2, (2, 3, 4), kernel_size=[(1, 3, 3), 3, 3], strides=[(1, 2, 2), 2]).eval()
+    inferer = OverlapTileInferer(memory=0.02)
+    plan = inferer.plan((1, 1, 30, 60, 60), network)
+    assert plan.tiles > 1
+    assert plan.bytes <= plan.available
+    assert plan.stride[0] % 2 == 0
+    assert plan.stride[1] % 4 == 0
+    x = torch.rand(1, 1, 30, 60, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(inferer(x, network), OverlapTileInferer(64)(x, network), rtol=0, atol=1e-5)
+
+
+def test_rotations_do_not_fit_an_anisotropic_network():
+    network = ValidUNet(3, 1, 2, (2, 3), kernel_size=[(1, 3, 3), 3]).eval()
+    with pytest.raises(ValueError, match=r"margins of \(4, 8, 8\) allow no rotation; use .mirror. or .none."):
+        OverlapTileInferer(4, averaging="all")(torch.rand(1, 1, 4, 4, 4), network)

@@ -267,3 +267,42 @@ def test_a_network_for_other_images_is_refused(tmp_path):
     with pytest.raises(InputError, match="the network has spatial_dims = 3, and 2 is needed. Name a checkpoint"):
         load_network(tmp_path / "model.pt")
     assert load_network(tmp_path / "model.pt", spatial_dims=3).training is False
+
+
+# --- anisotropic voxels ---
+
+FLAT = {"kernel_size": [(1, 3, 3), 3, 3], "strides": [(1, 2, 2), 2]}
+
+
+def test_kernels_and_strides_of_one_spare_an_axis_its_context():
+    """By hand, along the first axis: level 0 takes and halves nothing, levels 1 and 2 are a U-Net of depth 1."""
+    network = ValidUNet(3, 1, 2, (2, 3, 4), **FLAT)
+    assert network.margin == (ValidUNet(3, 1, 2, (3, 4)).margin, *[ValidUNet(3, 1, 2, (2, 3, 4)).margin] * 2)
+    assert network.multiple == (2, 4, 4)
+    assert [network.input_size(1, axis) for axis in range(3)] == [18, 44, 44]
+    assert network(torch.rand(1, 1, 20, 44, 48)).shape[2:] == (4, 4, 8)
+    with pytest.raises(ValueError, match="19 is not a valid input size at depth 2; use 18 or 20"):
+        network(torch.rand(1, 1, 19, 44, 44))
+
+
+def test_slices_of_a_network_that_is_flat_throughout_do_not_see_each_other():
+    flat = ValidUNet(3, 1, 2, (2, 3), kernel_size=[(1, 3, 3)] * 2, strides=[(1, 2, 2)]).eval()
+    plane = ValidUNet(2, 1, 2, (2, 3)).eval()
+    plane.load_state_dict({k: v.squeeze(2) if v.ndim == 5 else v for k, v in flat.state_dict().items()})
+    x = torch.rand(1, 1, 3, 24, 28)
+    with torch.no_grad():
+        pages = torch.stack([plane(x[:, :, z]) for z in range(3)], dim=2)
+        torch.testing.assert_close(flat(x), pages)
+
+
+def test_kernels_and_strides_follow_from_the_weights():
+    network = ValidUNet(3, 1, 2, (2, 3, 4), **FLAT)
+    again = ValidUNet.from_state_dict(network.state_dict())
+    assert (again.kernel_size, again.strides) == (network.kernel_size, network.strides)
+
+
+@pytest.mark.parametrize("size", [{"kernel_size": [3, 3]}, {"kernel_size": 5}, {"kernel_size": [(1, 3), 3, 3]}])
+def test_kernels_that_are_refused(size):
+    rule = r"kernel_size is .*; it must be 3, or 3 entries, each a number or 3, 1 or 3"
+    with pytest.raises(ValueError, match=rule):
+        ValidUNet(3, 1, 2, (2, 3, 4), **size)

@@ -96,7 +96,7 @@ class Guards:
         engine.optimizer.zero_grad()
         engine.state.output = None
         tile = largest_tile(self.network, shape, available_bytes(engine.state.device))
-        failed = [self.network.output_size(n) for n in shape[2:]]
+        failed = [self.network.output_size(n, axis) for axis, n in enumerate(shape[2:])]
         if tile is None:
             return f"with a tile_size of {failed}; none fits, so choose fewer --features"
         sizes = tile[0] if len(set(tile)) == 1 else list(tile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from monai.utils.misc import ensure_tuple_rep
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
@@ -57,9 +58,11 @@ def largest_tile(network: ValidUNet, shape: Sequence[int], available: int | None
     (324, 324)
     """
     fits = available if available is not None else step_bytes(network, shape) // 2
-    smallest, sizes = network.input_size(1), list(shape[2:])
-    while max(sizes) > smallest:
-        sizes = [max(smallest, n - network.multiple) for n in sizes]
+    sizes, dims = list(shape[2:]), len(shape) - 2
+    smallest = [network.input_size(1, axis) for axis in range(dims)]
+    steps = ensure_tuple_rep(network.multiple, dims)
+    while sizes != smallest:
+        sizes = [max(low, n - step) for low, n, step in zip(smallest, sizes, steps, strict=True)]
         if step_bytes(network, (*shape[:2], *sizes)) <= fits:
-            return tuple(network.output_size(n) for n in sizes)
+            return tuple(network.output_size(n, axis) for axis, n in enumerate(sizes))
     return None
