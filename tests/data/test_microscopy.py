@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter, chec
 pytestmark = pytest.mark.filterwarnings("ignore:.*NvImgCodec")  # LoadImage tries every reader of MONAI, found or not
 
 RAMP = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30)  # row-major: value = 30 row + column
+COLOURS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 
 
 def read(path: Path, channels: int | None = 1) -> tuple[np.ndarray, dict[str, Any]]:
@@ -160,6 +163,66 @@ def test_miniswhite_bits_and_palettes_look_as_on_the_screen(tmp_path: Path) -> N
     ramp = 255 - np.tile(np.arange(256, dtype=np.uint8), (3, 1))
     tifffile.imwrite(tmp_path / "gray.tif", gray, photometric="palette", colormap=ramp.astype(np.uint16) * 257)
     assert np.array_equal(read(tmp_path / "gray.tif")[0][0], 255 - gray)
+
+
+GRAYS = np.arange(256, dtype=np.uint16) * 257
+TABLES = {  # photometric interpretation, and the table: channel, value
+    "inverting": ("palette", np.stack([GRAYS[::-1]] * 3)),
+    "equal grays": ("palette", np.stack([GRAYS // 3 // 257 * 257] * 3)),
+    "colours": ("palette", np.random.default_rng(0).permuted(np.stack([GRAYS] * 3), axis=1)),
+    "miniswhite": ("miniswhite", None),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_label_is_what_is_stored(tmp_path: Path, name: str, dtype: type) -> None:
+    photometric, table = TABLES[name]
+    if table is not None and dtype != np.uint8:
+        pytest.skip("a table is for 8 bits")
+    ids = np.arange(12, dtype=dtype).reshape(3, 4)
+    tifffile.imwrite(tmp_path / "a.tif", ids, photometric=photometric, colormap=table)
+    loaded = LoadImage(reader=MicroscopyReader, label=True, dtype=np.int64)(tmp_path / "a.tif")
+    assert np.array_equal(loaded[0], ids)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "2 bits"])
+def test_a_png_label_is_what_is_stored(tmp_path: Path, mode: str) -> None:
+    ids = np.array([[0, 1, 1], [1, 0, 0]] if mode == "1" else [[0, 1, 2], [3, 3, 1]], np.uint8)
+    image = Image.fromarray(ids.astype({"1": bool, "I;16": np.uint16}.get(mode, np.uint8)))
+    if mode == "P":
+        image.putpalette(np.random.default_rng(0).integers(0, 255, 768, np.uint8).tobytes())
+    image.save(tmp_path / "a.png", **({"bits": 2} if mode == "2 bits" else {}))
+    if mode == "2 bits":  # Pillow writes no gray PNG of 2 bits
+        rows = b"".join(b"\0" + bytes([int("".join(f"{v:02b}" for v in row) + "00", 2)]) for row in ids)
+        parts = [(b"IHDR", struct.pack(">2I5B", 3, 2, 2, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    loaded = LoadImage(reader=MicroscopyReader, label=True, dtype=np.int64)(tmp_path / "a.png")
+    assert np.array_equal(loaded[0], ids)
+
+
+def test_the_check_of_labels_reads_them_as_stored(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "image.tif", RAMP)
+    mask = np.where(RAMP > 600, 255, 0).astype(np.uint8)
+    photometric, table = TABLES["equal grays"]
+    tifffile.imwrite(tmp_path / "label.tif", mask, photometric=photometric, colormap=table)
+    item = {"image": str(tmp_path / "image.tif"), "label": str(tmp_path / "label.tif")}
+    check_images([item], label_keys=("label",), label_values=(0, 255))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 255, 0), (255, 0, 255), (255, 128, 0), (0, 0, 90)])
+def test_shades_of_one_colour_are_gray(tmp_path: Path, colour: tuple[int, ...]) -> None:
+    gray = (RAMP % 256).astype(np.uint8)
+    rgb = np.rint(gray[..., None] * np.array(colour) / 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb")
+    Image.fromarray(rgb).convert("RGBA").save(tmp_path / "rgba.png")
+    table = (np.arange(256) * np.array(colour)[:, None] // 255).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "table.tif", gray, photometric="palette", colormap=table)
+    for name in ("rgb.tif", "rgba.png", "table.tif"):
+        found = read(tmp_path / name)[0][0]
+        assert np.abs(found - gray * (max(colour) / 255)).max() <= 1
+        assert read(tmp_path / name, 3)[0].shape == (3, 40, 30), "a network of colours gets them"
 
 
 def test_labels_above_2_to_24_survive(tmp_path: Path) -> None:
@@ -330,7 +393,7 @@ def test_nan_and_inf(tmp_path: Path, bad: float) -> None:
 
 
 def test_channels(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
     cure = "Convert it to grayscale, or train with in_channels=3"
     assert rejects(tmp_path / "a.png", "3 channels, the network takes 1").cure == cure
     tifffile.imwrite(tmp_path / "b.tif", RAMP)
@@ -425,6 +488,51 @@ def test_check_images_returns_good_items(pair: dict[str, str]) -> None:
     assert check_images([{"image": pair["image"]}]) == [{"image": pair["image"]}]
 
 
+CELLS = np.zeros((40, 30), np.uint8)
+for number, (y, x) in enumerate(((3, 3), (3, 20), (20, 3)), 1):
+    CELLS[y : y + 12, x : x + 8] = number
+FILLED = 1 + (np.arange(40)[:, None] // 10 * 2 + np.arange(30) // 15)  # cells without background between them
+SPECK = np.where(CELLS == 1, 255, 0)
+SPECK[30, 25] = 255
+INSTANCES = {"cells": CELLS, "filled": FILLED, "one cell": SPECK, "none": CELLS * 0, "16 bits": CELLS * 200}
+NOT_INSTANCES = {
+    "255": (np.where(CELLS, 255, 0), "a mask, not numbered cells: the values are 0, 255, and 3 separate pieces share"),
+    "1": (np.minimum(CELLS, 1), "the values are 0, 1, and 3 separate pieces share them. Give each cell a number of"),
+    "classes": (np.where(CELLS, 1, 0) + (np.roll(CELLS, 15, 0) > 0), "a mask, not numbered cells: the values are 0, 1"),
+    "ilastik": (
+        1 + (CELLS > 0),
+        "without a background: the values are 1, 2; .* the background as 0, where it is now 1",
+    ),
+    "shifted": (1 + CELLS, "labels without a background: the values are 1, 2, 3, 4; .* as 0, where it is now 1"),
+    "border": (np.where((RAMP % 30 == 14), -1, CELLS.astype(np.int16)), "labels below 0: -1; .* Save borders"),
+}
+
+
+@pytest.mark.parametrize("name", [*INSTANCES, *NOT_INSTANCES])
+def test_masks_are_no_instances(tmp_path: Path, name: str) -> None:
+    labels, message = NOT_INSTANCES.get(name) or (INSTANCES[name], None)
+    tifffile.imwrite(tmp_path / "image.tif", RAMP)
+    tifffile.imwrite(tmp_path / "label.tif", labels.astype(np.int16))
+    item = {"image": str(tmp_path / "image.tif"), "label": str(tmp_path / "label.tif")}
+    if message is None:
+        assert check_images([item], label_keys=("label",)) == [item]
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        check_images([item], label_keys=("label",))
+    assert caught.value.path == item["label"]
+
+
+def test_a_coloured_mask_is_not_to_be_made_gray(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "image.tif", RAMP)
+    Image.fromarray(COLOURS).save(tmp_path / "label.png")
+    item = {"image": str(tmp_path / "image.tif"), "label": str(tmp_path / "label.png")}
+    message = (
+        r"label.png: labels of 3 channels, such as a coloured mask. Save the numbers of the cells or classes thems"
+    )
+    with pytest.raises(InputError, match=message):
+        check_images([item], label_keys=("label",))
+
+
 def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
     def refuses(items: list[dict[str, str]], message: str) -> None:
         with pytest.raises(InputError, match=message):
@@ -441,7 +549,7 @@ def test_check_images_refuses(pair: dict[str, str], tmp_path: Path) -> None:
     refuses([wrong], r"label.tif: labels that are not 0/255: 1, 2, 3, 4, 5, …. Save the labels as 0/255")
     tifffile.imwrite(tmp_path / "label.tif", RAMP * 0.5)
     refuses([wrong], r"labels that are not whole numbers: 0.5, 1.5")
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(COLOURS).save(tmp_path / "image.png")
     refuses([pair], "image.png: 3 channels, the network takes 1")
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((7, 40, 30), np.uint8))
     stack = [{"image": str(tmp_path / "stack.tif")}]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from monai.utils.misc import ensure_tuple
+from scipy import ndimage
 
 from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import LARGE, OUT_OF_SCOPE, SUFFIXES, MicroscopyReader
@@ -37,7 +38,8 @@ def check_images(
         label_keys: the keys of labels or masks, which every item must have: one channel, whole numbers, the image's
             spatial shape.
         channels: the channels the network takes; None for any number.
-        label_values: the values a label may have, (0, 255) for example; None for any whole numbers.
+        label_values: the values a label may have, (0, 255) for example; None for instances: 0 is background, and each
+            object has a whole number of its own.
         other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
         stacks: whether an image may have several pages (or Z planes).
 
@@ -46,7 +48,8 @@ def check_images(
 
     Raises:
         InputError: at the first bad item: as `MicroscopyReader`, and for an empty list, a missing key, an image listed
-            twice, a stack where there may be none, labels of another shape or with other values.
+            twice, a stack where there may be none, labels of another shape or with other values, and masks where
+            instances are due.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -60,7 +63,7 @@ def check_images(
     monai_unet.errors.InputError: ...mask.png: labels that are not 0/255: 128. Save the labels as 0/255.
     """
     seen: set[tuple[str, ...]] = set()
-    readers = {"image": MicroscopyReader(channels)} | {key: MicroscopyReader(1) for key in label_keys}
+    readers = {"image": MicroscopyReader(channels)} | {key: MicroscopyReader(1, label=True) for key in label_keys}
     if not items:
         raise InputError("datalist", "it has no items", "Check the folder or the name of the list")
     with keeping_decoded():
@@ -93,6 +96,35 @@ def _check_values(path: Any, label: np.ndarray, allowed: Sequence[int] | None, o
     if len(wrong) and not np.isin(values, other_values).all():
         found = ", ".join(f"{value:g}" for value in wrong[:5]) + (", …" if len(wrong) > 5 else "")
         raise InputError(path, f"labels that are not {rule}: {found}", f"Save the labels as {rule}")
+    if allowed is None:
+        _check_instances(path, label[0], values)
+
+
+def _check_instances(path: Any, ids: np.ndarray, values: np.ndarray) -> None:
+    """Refuse masks and classes that would pass as instances: whole cells would be merged, or be background."""
+    found = ", ".join(f"{value:g}" for value in values[:5]) + (", …" if len(values) > 5 else "")
+    if values[0] < 0:
+        problem = f"labels below 0: {values[0]:g}; 0 is background, and cells have numbers from 1 on"
+        raise InputError(path, problem, "Save borders and whatever else is not a cell as 0")
+    names, numbers, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    if names[0] > 0 and (len(names) < 3 or 2 * counts.max() > ids.size):
+        problem = (
+            f"labels without a background: the values are {found}; 0 is background, and cells have numbers from 1 on"
+        )
+        raise InputError(path, problem, f"Save the background as 0, where it is now {names[counts.argmax()]:g}")
+    numbers = numbers.reshape(ids.shape) + (names[0] > 0)
+    pieces = [_pieces(numbers[box] == number) for number, box in enumerate(ndimage.find_objects(numbers), 1) if box]
+    if pieces and min(pieces) > 1:  # a cell in two pieces is possible, all of them are not
+        problem = f"a mask, not numbered cells: the values are {found}, and {sum(pieces)} separate pieces share them"
+        cure = "Give each cell a number of its own, for example with skimage.measure.label or MorphoLibJ in Fiji"
+        raise InputError(path, problem, f"{cure}, after separating cells that touch")
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """The number of separate pieces, without specks of less than a tenth of the largest."""
+    labelled, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    sizes = np.bincount(labelled.ravel())[1:]
+    return int((10 * sizes >= sizes.max()).sum())
 
 
 def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:

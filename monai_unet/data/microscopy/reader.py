@@ -10,6 +10,7 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from monai_unet.options import require
 
 __all__ = ["MicroscopyReader"]
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".jpg", ".jpeg")
 #: OME-Zarr and whole slides, which are read box by box (monai_unet.data.large), not here
 LARGE = (".zarr", ".svs", ".ndpi", ".scn")
 OUT_OF_SCOPE = (*LARGE, ".mrxs")
@@ -36,9 +37,10 @@ class MicroscopyReader(ImageReader):
 
     Reads PNG (1 to 16 bit), JPEG, and TIFF of any layout that tifffile knows: several pages, ImageJ, OME, BigTIFF, LZW,
     deflate and zstd. The content decides on the format, not the name. A stack is one page axis (Z, time or plain
-    pages); OME axes are mapped by their names. Values stay as they are, except that four rules of display are undone:
-    MINISWHITE is inverted, less than 8 bits are stretched to 0…255, a palette is expanded (to gray where it is gray),
-    an opaque alpha channel is dropped. The orientation tag is honoured.
+    pages); OME axes are mapped by their names. Values of an image are those on the screen: MINISWHITE is inverted, less
+    than 8 bits are stretched to 0…255, a palette is expanded. Values of a label are those in the file, whatever table
+    displays them. An opaque alpha channel is dropped, three channels that are shades of one colour are one channel for
+    a network (or label) of one, and the orientation tag is honoured.
 
     The array is ``(C, H, W)`` or ``(C, Z, H, W)``; int64 where the file holds integers of 32 or 64 bits, else float32.
     LoadImaged turns everything into float32 by default: for labels above 2^24 give it ``dtype=np.int64``.
@@ -50,6 +52,7 @@ class MicroscopyReader(ImageReader):
 
     Args:
         channels: the channels the network takes; None for any number.
+        label: whether the files are labels, whose values are read as they are stored.
 
     Raises:
         InputError: missing, empty, truncated or damaged file, not an image, NaN or Inf, complex values, another number
@@ -66,8 +69,8 @@ class MicroscopyReader(ImageReader):
     ((1, 40, 30), dtype('float32'), [0.5, 0.5])
     """
 
-    def __init__(self, channels: int | None = 1) -> None:
-        self.channels = channels
+    def __init__(self, channels: int | None = 1, label: bool = False) -> None:
+        self.channels, self.label = channels, label
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
         return all(Path(name).suffix.lower() in SUFFIXES for name in ensure_tuple(filename))
@@ -78,17 +81,23 @@ class MicroscopyReader(ImageReader):
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Decode the files; several files of one item are joined along the channels."""
-        files = [_decode(path) for path in img]
+        files = [(_decode_label if self.label else _decode_image)(path) for path in img]
         shape = files[0].array.shape[1:]
         for path, file in zip(img, files, strict=True):
             if file.array.shape[1:] != shape:
                 problem = f"shape {file.array.shape[1:]}, but {img[0]} has {shape}"
                 raise InputError(path, problem, "The channels of one item must have one shape")
         array = np.concatenate([file.array for file in files])
+        if self.channels == 1 and len(array) == 3:
+            array = _one_colour(array)
         if self.channels is not None and len(array) != self.channels:
             problem = f"{len(array)} channels, the network takes {self.channels}"
             cure = "Convert it to grayscale" if self.channels == 1 else f"Give images of {self.channels} channels"
-            raise InputError(img[0], problem, f"{cure}, or train with in_channels={len(array)}")
+            cure += f", or train with in_channels={len(array)}"
+            if self.label:  # shades of gray made from colours are no numbers of cells
+                problem = f"labels of {len(array)} channels, such as a coloured mask"
+                cure = "Save the numbers of the cells or classes themselves, as one channel"
+            raise InputError(img[0], problem, cure)
         spacing = np.array([files[0].geometry.get(axis, np.nan) for axis in "ZYX"[-len(shape) :]])
         affine = np.diag([*np.nan_to_num(spacing, nan=1.0), 1.0])
         return array, {
@@ -100,13 +109,14 @@ class MicroscopyReader(ImageReader):
         }
 
 
-@decoded_once
-def _decode(path: Path) -> Decoded:
+def _decode(path: Path, label: bool) -> Decoded:
     """Decode and check one file: array ``(C, H, W)`` or ``(C, Z, H, W)``, and µm per axis "Z", "Y", "X"."""
     suffix = path.suffix.lower()
     if suffix in OUT_OF_SCOPE:
         problem = "OME-Zarr and whole-slide images are not read here"
         raise InputError(path, problem, PREDICT if suffix in LARGE else EXPORT)
+    if path.is_symlink() and not path.exists():
+        raise InputError(path, f"a broken link: there is no {path.readlink()}", "Copy the file itself there")
     if not path.exists():
         raise InputError(path, "there is no such file", "Check the path")
     if path.is_dir():
@@ -121,7 +131,7 @@ def _decode(path: Path) -> Decoded:
     if not head.startswith((*TIFF_MAGIC, b"\x89PNG", b"\xff\xd8\xff")):
         raise InputError(path, f"not a PNG, JPEG or TIFF image (it starts with {head[:8]!r})", "Convert it to TIFF")
     try:
-        decoded = load_tiff(path) if head.startswith(TIFF_MAGIC) else Decoded(_load_png_or_jpeg(path), {})
+        decoded = load_tiff(path, label) if head.startswith(TIFF_MAGIC) else Decoded(_load_png_or_jpeg(path, label), {})
     except (InputError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged stream may make a decoder raise anything
@@ -140,7 +150,22 @@ def _decode(path: Path) -> Decoded:
     return decoded._replace(array=array)
 
 
-def _load_png_or_jpeg(path: Path) -> np.ndarray:
+_decode_image = decoded_once(partial(_decode, label=False))
+_decode_label = decoded_once(partial(_decode, label=True))
+
+
+def _one_colour(array: np.ndarray) -> np.ndarray:
+    """Return one of three channels, the brightest, if they are shades of one colour (be it gray), else all three."""
+    peaks = array.reshape(3, -1).max(1)
+    brightest = array[peaks.argmax()][None]
+    for channel, peak in zip(array, peaks, strict=True):
+        rounding = 0 < peak < peaks.max()
+        if (np.abs(channel - brightest[0] * (peak / max(peaks.max(), 1))) > rounding).any():
+            return array
+    return brightest
+
+
+def _load_png_or_jpeg(path: Path, label: bool) -> np.ndarray:
     pillow, data = require("PIL.Image", "microscopy"), path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # a large scan is not an attack
@@ -154,9 +179,10 @@ def _load_png_or_jpeg(path: Path) -> np.ndarray:
             else:
                 image.load()
                 upright = require("PIL.ImageOps", "microscopy").exif_transpose(image)
-                array = np.asarray(upright.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode)))
-                if image.mode == "P" and (array == array[..., :1]).all():
-                    array = array[..., 0]
+                shown = {"1": "L"} if label else {"1": "L", "P": "RGB"}
+                array = np.asarray(upright.convert(shown.get(image.mode, image.mode)))
+                if label and image.format == "PNG" and data[24] < 8 and image.mode != "P":
+                    array = array // (255 // (2 ** data[24] - 1))  # Pillow stretches less than 8 bits
     if array.ndim == 2:
         return array[None]
     return drop_opaque_alpha(np.moveaxis(array, -1, 0), has_alpha=array.shape[-1] in (2, 4))

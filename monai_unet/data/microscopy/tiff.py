@@ -28,8 +28,8 @@ PRINT_RESOLUTION = 21
 ORIENTATIONS = {1: "", 2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 
 
-def load_tiff(path: Path) -> Decoded:
-    """Decode a TIFF that holds one image or one stack, upright and with its values as displayed.
+def load_tiff(path: Path, label: bool = False) -> Decoded:
+    """Decode a TIFF that holds one image or one stack, upright, and as displayed unless it is a label.
 
     Returns:
         ``(C, H, W)`` or ``(C, Z, H, W)`` in the file's dtype, and µm per axis "Z", "Y", "X" where the file states it.
@@ -60,7 +60,8 @@ def load_tiff(path: Path) -> Decoded:
         array, axes = series.asarray(), series.axes
         if len(tif.series) > 1:  # pages written one after the other are a stack, too
             array, axes = np.stack([one.asarray() for one in tif.series]), "I" + axes
-        array, axes = _as_displayed(path, page, array, axes)
+        if not label:
+            array, axes = _as_displayed(path, page, array, axes)
         channel, pages = ([axis for axis in axes if axis in group] for group in ("CS", "ZTIQ"))
         if len(channel) > 1 or len(pages) > 1 or len(axes) != len(channel) + len(pages) + 2:
             problem = f"axes {axes} of shape {series.shape}: one page axis and one channel axis at most"
@@ -84,8 +85,6 @@ def _as_displayed(path: Path, page: Any, array: np.ndarray, axes: str) -> tuple[
     color = int(page.photometric)
     if color == 3:
         table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8
-        if (table == table[:1]).all():
-            return table[0].astype(np.uint8)[array], axes
         return np.moveaxis(table.astype(np.uint8)[:, array], 0, -1), axes + "S"
     if color > 3 and not (color == 6 and int(page.compression) in (6, 7)):  # tifffile makes JPEG's YCbCr RGB
         raise InputError(path, f"colours are stored as {page.photometric.name}", "Convert it to RGB or grayscale")
