@@ -133,6 +133,18 @@ def placed(group, level: int = 0) -> list[list[float]]:
     return [step[step["type"]] for step in steps]
 
 
+def test_of_several_images_the_large_one_is_read_and_several_large_ones_are_refused(tmp_path):
+    image = np.arange(96 * 96, dtype=np.uint16).reshape(96, 96)
+    for name, scenes in (("one", (image[::4, ::4], image)), ("two", (image, image.T))):
+        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif") as tif:
+            for scene in scenes:
+                tif.write(scene, compression="zlib", metadata={"axes": "YX"})
+    opened = open_large_image(tmp_path / "one.ome.tif", 1)
+    assert np.array_equal(opened.read((slice(96), slice(96)))[0], image)
+    with pytest.raises(InputError, match=r"two.ome.tif: 2 images of shapes \(96, 96\), \(96, 96\). Save the one to be"):
+        open_large_image(tmp_path / "two.ome.tif", 1)
+
+
 def test_the_pixel_size_of_a_tiff_is_that_of_its_level(tmp_path):
     image = RNG.integers(0, 255, (64, 48), dtype=np.uint8)
     size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}

@@ -267,6 +267,113 @@ def test_pixel_size_of_an_image(tmp_path: Path, options: dict[str, Any], size: l
     assert np.diag(meta["affine"]) == pytest.approx([*np.nan_to_num(size, nan=1), 1], rel=1e-5)
 
 
+OME = """<?xml version="1.0" encoding="UTF-8"?>
+<o:OME xmlns:o="http://www.openmicroscopy.org/Schemas/OME/2016-06"><o:Image ID='Image:0'><o:Pixels ID='Pixels:0'
+DimensionOrder='XYCZT' Type='uint16' SizeX='30' SizeY='40' SizeC='1' SizeZ='1' SizeT='1' {}><o:Channel ID='Channel:0:0'
+SamplesPerPixel='1'/><o:TiffData/></o:Pixels></o:Image></o:OME>"""
+SCAN = "[{}]\r\nPixelWidth=4e-009\r\nPixelHeight=8e-009\r\n"
+ZEISS = "\r\n0\r\n0\r\n0\r\n{}\r\nImage Pixel Size = {}\r\n"
+PLANE = """<MetaData><PlaneInfo><prop id="spatial-calibration-x" type="float" value="0.25"/><prop
+id="spatial-calibration-y" type="float" value="0.5"/><prop id="spatial-calibration-units" type="string" value="um"/>
+</PlaneInfo></MetaData>"""
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"description": OME.format("PhysicalSizeX='0.25' PhysicalSizeY='0.5'")}, [0.5, 0.25]),
+        (
+            {"description": OME.format("PhysicalSizeX='0.25' PhysicalSizeXUnit='&#xB5;m' PhysicalSizeY = '0.5'")},
+            [0.5, 0.25],
+        ),
+        ({"description": OME.format("PhysicalSizeX='250' PhysicalSizeXUnit='nm'")}, [np.nan, 0.25]),
+        ({"description": OME.format("PhysicalSizeX='1' PhysicalSizeXUnit='pixel'")}, [np.nan, np.nan]),
+        ({"extratags": [(34682, 2, 0, SCAN.format("Scan"), True)]}, [0.008, 0.004]),
+        ({"extratags": [(34680, 2, 0, SCAN.format("EScan"), True)]}, [0.008, 0.004]),
+        ({"extratags": [(34118, 2, 0, ZEISS.format("AP_IMAGE_PIXEL_SIZE", "4.0 nm"), True)]}, [0.004, 0.004]),
+        ({"extratags": [(34118, 2, 0, ZEISS.format("AP_PIXEL_SIZE", "1.5 µm").encode("cp1252"), True)]}, [1.5, 1.5]),
+        ({"extratags": [(34118, 2, 0, ZEISS.format("AP_MAG", "4.0 K X"), True)]}, [np.nan, np.nan]),
+        ({"description": PLANE, "software": "MetaSeries"}, [0.5, 0.25]),
+    ],
+)
+def test_pixel_size_as_microscopes_state_it(tmp_path: Path, options: dict[str, Any], size: list[float]) -> None:
+    options = {"metadata": None, "resolution": (72, 72), "resolutionunit": 2, **options}
+    if "description" in options:
+        options["description"] = options["description"].encode()
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, **options)
+    assert read(tmp_path / "a.tif")[1]["pixel_size_um"] == pytest.approx(np.array(size), rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize(("unit", "density", "size"), [("inch", 300, np.nan), ("cm", 118, np.nan), ("cm", 2e4, 0.5)])
+def test_imagejs_inch_and_cm_are_those_of_the_resolution(
+    tmp_path: Path, unit: str, density: float, size: float
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, imagej=True, resolution=(density, density), metadata={"unit": unit})
+    assert read(tmp_path / "a.tif")[1]["pixel_size_um"] == pytest.approx(np.array([size, size]), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"description": OME.format("PhysicalSizeX='0,25'").encode()},
+            "PhysicalSizeX is '0,25', which is not a number",
+        ),
+        ({"extratags": [(34682, 2, 0, "[Scan]\r\nPixelWidth=4,1e-9\r\n", True)]}, "PixelWidth is '4,1e-9'"),
+        ({"extratags": [(34118, 2, 0, ZEISS.format("AP_PIXEL_SIZE", "4,1 nm"), True)]}, "Pixel Size is '4,1 nm'"),
+        ({"imagej": True, "metadata": {"unit": "um", "spacing": "0,5"}}, "spacing is '0,5'"),
+    ],
+)
+def test_a_decimal_comma_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, **({"metadata": None} | options))
+    assert "decimals follow a point" in rejects(tmp_path / "a.tif", message).cure
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("seconds", [None, 30.0])
+@pytest.mark.parametrize("form", ["imagej", "ome"])
+def test_time_stays_time(tmp_path: Path, form: str, seconds: float | None, dtype: Any) -> None:
+    key = {"imagej": "finterval", "ome": "TimeIncrement"}[form]
+    metadata = {"axes": "TYX"} | ({} if seconds is None else {key: seconds})
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 3), **{form: True}, metadata=metadata)
+    image = LoadImage(reader=MicroscopyReader())(tmp_path / "a.tif")
+    path = save(tmp_path / "out", image.numpy(), dtype, {**image.meta, "filename_or_obj": "x.tif"}, resample=False)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.series[0].axes == "TYX"
+    assert read(path)[1]["frame_interval_s"] == pytest.approx(np.nan if seconds is None else seconds, nan_ok=True)
+
+
+def positions(folder: Path) -> list[Path]:
+    """An OME-TIFF per position; the OME-XML of each lists both, as that of Micro-Manager does."""
+    paths = [folder / f"pos{i}.ome.tif" for i in range(2)]
+    uuids = [f"urn:uuid:0000000{i}-0000-0000-0000-000000000000" for i in range(2)]
+    images = "".join(
+        f"""<Image ID="Image:{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" Type="uint16" SizeX="30" SizeY="40"
+        SizeC="1" SizeZ="1" SizeT="1"><Channel ID="Channel:{i}:0" SamplesPerPixel="1"/><TiffData IFD="0" PlaneCount="1">
+        <UUID FileName="{paths[i].name}">{uuids[i]}</UUID></TiffData></Pixels></Image>"""
+        for i in range(2)
+    )
+    for i, path in enumerate(paths):
+        head = f"""<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[i]}">"""
+        tifffile.imwrite(path, RAMP + i, metadata=None, description=(head + images + "</OME>").encode())
+    return paths
+
+
+def test_positions_side_by_side_are_each_their_own_file(tmp_path: Path) -> None:
+    paths = positions(tmp_path)
+    for i, path in enumerate(paths):
+        assert np.array_equal(read(path)[0][0], RAMP + i)
+    paths[0].unlink()
+    assert np.array_equal(read(paths[1])[0][0], RAMP + 1), "without the others, too"
+
+
+def test_several_scenes_are_not_silently_the_first(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
+        for _ in range(2):
+            file.write(RAMP)
+    rejects(tmp_path / "a.ome.tif", r"2 images of shapes \(40, 30\), \(40, 30\). Save each as a file of its own")
+
+
 def test_pixel_size_of_a_stack(tmp_path: Path) -> None:
     metadata = {"axes": "ZYX", "unit": "um", "spacing": 3.0}
     tifffile.imwrite(tmp_path / "a.tif", np.stack([RAMP] * 2), imagej=True, resolution=(4, 2), metadata=metadata)

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet.data.microscopy.tiff import pixel_sizes
+from monai_unet.data.microscopy.pixel_size import pixel_sizes
+from monai_unet.data.microscopy.tiff import own_series, several_images
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
 __all__ = ["LargeImage", "open_large_image"]
 
-TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
+TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".scn")
 #: bytes: reading any voxel of a chunk or strip decodes all of it
 LARGEST_CHUNK = 2**28
 
@@ -82,16 +83,17 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
     """Open an image without reading its voxels.
 
     Args:
-        path: an OME-Zarr 0.4 or 0.5 image (a folder), a TIFF or whole slide that tifffile reads (.tif, .tiff, .svs,
-            .ndpi, .scn), or a NumPy file (.npy) of shape (*spatial) or (C, *spatial). TIFFs must be uncompressed, or in
-            tiles or strips.
+        path: an OME-Zarr 0.4 or 0.5 image (a folder), a TIFF or whole slide that tifffile reads (.tif, .tiff, .btf,
+            .tf2, .tf8, .lsm, .svs, .ndpi, .scn), or a NumPy file (.npy) of shape (*spatial) or (C, *spatial). TIFFs
+            must be uncompressed, or in tiles or strips. Of several images in a file, those of less than a tenth of the
+            largest (a thumbnail, a slide's label) do not count.
         channels: of the network.
         spatial_dims: 2 for (H, W), 3 for (D, H, W). Other axes must have one entry.
         level: of the resolution pyramid, 0 is the finest.
 
     Raises:
-        InputError: no such file, not an image, no such level, other axes or channels, complex or boolean values,
-            chunks too large to be decoded.
+        InputError: no such file, not an image, several images, no such level, other axes or channels, complex or
+            boolean values, chunks too large to be decoded.
 
     >>> import tempfile, tifffile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -147,6 +149,9 @@ def _open_zarr(path: Path, level: int) -> LargeImage:
     if not multiscales:
         inside = ", ".join(sorted(group)[:4])
         raise InputError(path, f"not an image: its metadata has no multiscales (inside: {inside or 'nothing'})", cure)
+    if len(multiscales) > 1:
+        problem = f"{len(multiscales)} images: its metadata has several multiscales"
+        raise InputError(path, problem, "Save the one to be segmented as an image of its own")
     image = multiscales[0]
     levels = image.get("datasets", [])
     _check_level(path, level, len(levels))
@@ -176,14 +181,14 @@ def _open_tiff(path: Path, level: int) -> LargeImage:
     tifffile = require("tifffile", "large")
     try:
         with tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
+            number, series = _main_series(path, tif)
             page, levels = series.keyframe, len(series.levels)
             rotated = int(page.tags.valueof(274, default=1)) != 1
             plain = int(page.photometric) in (1, 2) or (int(page.photometric) == 6 and int(page.compression) == 7)
             chunk = page.chunks
             mapped = series.dataoffset is not None and level == 0
             sizes = pixel_sizes(tif, page)
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # tifffile raises exceptions of many kinds for a damaged file
         raise InputError(path, f"damaged, or not a TIFF ({error})", "Copy or export it again") from error
@@ -203,7 +208,7 @@ def _open_tiff(path: Path, level: int) -> LargeImage:
         if mapped:
             yield np.memmap(path, dtype, "r", offset, series.shape)
             return
-        with tifffile.TiffFile(path) as opened, opened.series[0].aszarr(level=level) as store:
+        with tifffile.TiffFile(path) as opened, opened.series[number].aszarr(level=level) as store:
             yield zarr.open_array(store, mode="r")
 
     fine = [sizes.get(axis, 1.0) for axis in series.axes]
@@ -212,6 +217,16 @@ def _open_tiff(path: Path, level: int) -> LargeImage:
     unit = "micrometer" if all(a in sizes for a in series.axes if a in "ZIQYX") else None
     axes = series.axes.replace("I", "Z").replace("Q", "Z")  # plain pages
     return LargeImage(path, series.shape, series.dtype, scale, origin, unit, axes, open_array)
+
+
+def _main_series(path: Path, tif: Any) -> tuple[int, Any]:
+    """The one large image of a file, with its number: others are a thumbnail, the slide's label or an overview."""
+    images = own_series(tif)
+    largest = max(image.size for image in images)
+    main = [image for image in images if 10 * image.size > largest]
+    if len(main) > 1:
+        raise InputError(path, several_images(main), "Save the one to be segmented as a file of its own")
+    return next(number for number, series in enumerate(tif.series) if series is main[0]), main[0]
 
 
 def _open_npy(path: Path, spatial_dims: int, level: int) -> LargeImage:

@@ -46,9 +46,9 @@ class MicroscopyReader(ImageReader):
     LoadImaged turns everything into float32 by default: for labels above 2^24 give it ``dtype=np.int64``.
 
     The metadata are ``original_channel_dim`` 0, ``spatial_shape``, ``pixel_size_um`` (µm per array axis, NaN where the
-    file does not state it) and an affine with the pixel size on its diagonal, in array order (1 where unknown). The
-    plain resolution of a TIFF counts only up to 21 µm per pixel (1200 dpi); above that it is an editor's print
-    resolution.
+    file does not state it) and an affine with the pixel size on its diagonal, in array order (1 where unknown); of a
+    series over time, ``frame_interval_s`` too. The plain resolution of a TIFF counts only up to 21 µm per pixel (1200
+    dpi); above that it is an editor's print resolution.
 
     Args:
         channels: the channels the network takes; None for any number.
@@ -100,7 +100,9 @@ class MicroscopyReader(ImageReader):
             raise InputError(img[0], problem, cure)
         spacing = np.array([files[0].geometry.get(axis, np.nan) for axis in "ZYX"[-len(shape) :]])
         affine = np.diag([*np.nan_to_num(spacing, nan=1.0), 1.0])
+        over_time = {"frame_interval_s": files[0].geometry["T"]} if "T" in files[0].geometry else {}
         return array, {
+            **over_time,
             "original_channel_dim": 0,
             "spatial_shape": np.array(shape),
             "pixel_size_um": spacing,

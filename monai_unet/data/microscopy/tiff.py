@@ -1,29 +1,25 @@
-"""TIFF in: one image or one stack, whole or refused, as it looks on the screen; and its pixel size."""
+"""TIFF in: one image or one stack, whole or refused, as it looks on the screen."""
 
 from __future__ import annotations
 
 import math
-import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from monai_unet.data.decoded import Decoded
+from monai_unet.data.microscopy.pixel_size import pixel_sizes
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
-__all__ = ["load_tiff", "pixel_sizes"]
+__all__ = ["load_tiff", "own_series"]
 
 PREDICT = "Predict with configs/inference_large.yaml (docs/large_images.md), or export the region of interest as TIFF"
 RECOPY = "Copy or export the file again from its source"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# µm per unit, in the spellings of OME-XML and ImageJ
-UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
-UNITS |= {"\\u00B5m": 1.0, "Å": 1e-4, "m": 1e6, "inch": 25400.0}
-#: µm per pixel (1200 dpi): a plain TIFF resolution above that is one for printing, set by an editor
-PRINT_RESOLUTION = 21
 # TIFF orientation → transpose rows and columns first, then flip rows, flip columns
 ORIENTATIONS = {1: "", 2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 
@@ -32,7 +28,8 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
     """Decode a TIFF that holds one image or one stack, upright, and as displayed unless it is a label.
 
     Returns:
-        ``(C, H, W)`` or ``(C, Z, H, W)`` in the file's dtype, and µm per axis "Z", "Y", "X" where the file states it.
+        ``(C, H, W)`` or ``(C, Z, H, W)`` in the file's dtype, and µm per axis "Z", "Y", "X" where the file states it;
+        of a series over time "T", the seconds per frame, NaN where they are unknown.
 
     Raises:
         InputError: whole slides, a truncated file, several different images, complex values, other colours than gray
@@ -48,18 +45,18 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
     with require("tifffile", "microscopy").TiffFile(path) as tif:
         if tif.is_svs or tif.is_ndpi or tif.is_scn:
             raise InputError(path, "whole-slide images are not read here", PREDICT)
-        _check_complete(path, tif)
-        series, page = tif.series[0], tif.series[0].keyframe
-        if len({(s.shape, s.dtype, s.axes, s.keyframe.photometric) for s in tif.series}) > 1 or (
-            len(tif.series) > 1 and (tif.is_ome or series.ndim > 3)
+        images = own_series(tif)
+        _check_complete(path, tif, images)
+        series, page = images[0], images[0].keyframe
+        if len({(s.shape, s.dtype, s.axes, s.keyframe.photometric) for s in images}) > 1 or (
+            len(images) > 1 and (tif.is_ome or series.ndim > 3)
         ):
-            shapes = ", ".join(str(series.shape) for series in tif.series[:4])
-            raise InputError(path, f"{len(tif.series)} images of shapes {shapes}", "Save each as a file of its own")
+            raise InputError(path, several_images(images), "Save each as a file of its own")
         if series.dtype.kind == "c":
             raise InputError(path, f"{series.dtype} values", "Save magnitude or phase as a real image")
         array, axes = series.asarray(), series.axes
-        if len(tif.series) > 1:  # pages written one after the other are a stack, too
-            array, axes = np.stack([one.asarray() for one in tif.series]), "I" + axes
+        if len(images) > 1:  # pages written one after the other are a stack, too
+            array, axes = np.stack([one.asarray() for one in images]), "I" + axes
         if not label:
             array, axes = _as_displayed(path, page, array, axes)
         channel, pages = ([axis for axis in axes if axis in group] for group in ("CS", "ZTIQ"))
@@ -76,8 +73,36 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
             array = array.swapaxes(-1, -2)
             sizes = {{"Y": "X", "X": "Y"}.get(axis, axis): size for axis, size in sizes.items()}
         array = np.flip(array, tuple({"y": -2, "x": -1}[axis] for axis in turn.strip("t")))
-        sizes = {axis: size for axis, size in sizes.items() if axis != "Z" or pages == ["Z"]}
+        sizes = {axis: size for axis, size in sizes.items() if axis in ("Y", "X", *pages)}
+        if pages == ["T"]:
+            sizes.setdefault("T", math.nan)
         return Decoded(array, sizes, one_file=not series.is_multifile)
+
+
+def own_series(tif: Any) -> list[Any]:
+    """The images of a `tifffile.TiffFile`, without thumbnails of an LSM and the other files of an OME-TIFF.
+
+    >>> import tempfile
+    >>> import numpy as np, tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with tifffile.TiffWriter(Path(folder) / "a.ome.tif") as file:
+    ...         for scene in (np.zeros((8, 6), np.uint8), np.zeros((4, 3), np.uint8)):
+    ...             file.write(scene)
+    ...     with tifffile.TiffFile(Path(folder) / "a.ome.tif") as tif:
+    ...         several_images(own_series(tif))
+    '2 images of shapes (8, 6), (4, 3)'
+    """
+    if tif.is_lsm:
+        return list(tif.series[:1])
+    # files of positions side by side each list the images of all
+    own = [s for s in tif.series if any(page is not None and page.parent is tif for page in s.pages)]
+    return own if tif.is_ome and own else list(tif.series)
+
+
+def several_images(images: Sequence[Any]) -> str:
+    """Say how many images a file holds, and how large the first ones are."""
+    more = ", …" if len(images) > 4 else ""
+    return f"{len(images)} images of shapes {', '.join(str(image.shape) for image in images[:4])}{more}"
 
 
 def _as_displayed(path: Path, page: Any, array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
@@ -103,7 +128,7 @@ def drop_opaque_alpha(array: np.ndarray, has_alpha: bool) -> np.ndarray:
     return array[:-1] if has_alpha and (array[-1] == opaque).all() else array
 
 
-def _check_complete(path: Path, tif: Any) -> None:
+def _check_complete(path: Path, tif: Any, images: Sequence[Any]) -> None:
     """Raise for a file that tifffile would load in part, or with zeros in place of missing parts."""
     cure = f"{RECOPY}: it is not complete"
     tifffile = require("tifffile", "microscopy")
@@ -123,7 +148,7 @@ def _check_complete(path: Path, tif: Any) -> None:
         file.seek(page.offset + form.tagnosize + count * form.tagsize)
     if any(file.read(form.offsetsize)):  # a next page is announced, and tifffile did not find it
         raise InputError(path, f"truncated TIFF: the list of pages breaks off after page {len(tif.pages)}", cure)
-    for series in tif.series:
+    for series in images:
         declared, found = len(series.pages), sum(page is not None for page in series.pages)
         if tif.is_imagej:
             declared = int(tif.imagej_metadata.get("images", 1))
@@ -137,45 +162,3 @@ def _check_complete(path: Path, tif: Any) -> None:
                 raise InputError(path, "strips without data, which would be read as zeros", cure)
         if end > size and not series.is_multifile:
             raise InputError(path, f"truncated TIFF: its pixels end at byte {end}, the file at {size}", cure)
-
-
-def pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
-    """Find the µm per axis in OME-XML, Aperio's or ImageJ's description or the resolution tags, in this order.
-
-    Args:
-        tif: a `tifffile.TiffFile`.
-        page: the page to which the resolution tags belong.
-
-    Returns:
-        The sizes of the axes "Z", "Y" and "X" that are stated and plausible.
-
-    >>> import tempfile
-    >>> import numpy as np, tifffile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path, unit = Path(folder) / "a.tif", {"unit": "um"}
-    ...     tifffile.imwrite(path, np.zeros((8, 6), np.uint8), imagej=True, resolution=(4, 2), metadata=unit)
-    ...     with tifffile.TiffFile(path) as tif:
-    ...         pixel_sizes(tif, tif.pages[0])
-    {'Y': 0.5, 'X': 0.25}
-    """
-    sizes = _stated_sizes(tif, page).items()
-    return {axis: abs(size) for axis, size in sizes if math.isfinite(size) and size}
-
-
-def _stated_sizes(tif: Any, page: Any) -> dict[str, float]:
-    if tif.is_ome:
-        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", tif.ome_metadata or "")
-        stated = dict(re.findall(r'(\w+)="([^"]+)"', pixels[0] if pixels else ""))
-        units = {axis: UNITS.get(stated.get(f"PhysicalSize{axis}Unit", "µm"), math.nan) for axis in "ZYX"}
-        return {axis: float(stated.get(f"PhysicalSize{axis}", math.nan)) * unit for axis, unit in units.items()}
-    if tif.is_svs and (found := re.search(r"\bMPP = ([\d.]+)", page.description)):
-        return dict.fromkeys("YX", float(found[1]))
-    resolution = {axis: page.tags.valueof(tag) or (0, 0) for axis, tag in (("Y", 283), ("X", 282))}
-    per_unit = {axis: n / d for axis, (n, d) in resolution.items() if n and d}
-    imagej = (tif.imagej_metadata or {}) if tif.is_imagej else {}
-    if imagej.get("unit") in UNITS:
-        unit = UNITS[imagej["unit"]]
-        z_size = unit * float(imagej.get("spacing", math.nan))
-        return {"Z": z_size, **{axis: unit / density for axis, density in per_unit.items()}}
-    unit = {2: 25400.0, 3: 1e4}.get(int(page.tags.valueof(296, default=1)), math.nan)
-    return {axis: unit / density for axis, density in per_unit.items() if unit / density <= PRINT_RESOLUTION}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +23,8 @@ class MicroscopyWriter(ImageWriter):
 
     Writes ``(C, H, W)``, ``(C, Z, H, W)``, or the same without the channel, as a TIFF that Fiji opens with the right
     axes: ImageJ layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it is
-    known. A single channel or page is not kept as an axis. An existing file is replaced, and a killed run leaves
-    nothing unfinished under the final name.
+    known; pages over time stay frames. A single channel or page is not kept as an axis. An existing file is replaced,
+    and a killed run leaves nothing unfinished under the final name.
 
     Args:
         output_dtype: uint8, uint16, uint32 or float32; None for the array's own, signed integers as uint32 (so up to
@@ -50,6 +51,7 @@ class MicroscopyWriter(ImageWriter):
         super().__init__(**kwargs)
         self.dtype = None if output_dtype is None else _writable(np.dtype(output_dtype))
         self.scale, self.pixel_size = scale, dict[str, float]()
+        self.interval: float | None = None  # seconds per frame, NaN where they are unknown
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the array; ``channel_dim`` is None where there is no channel axis."""
@@ -69,7 +71,7 @@ class MicroscopyWriter(ImageWriter):
         self.data_obj = data
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None = None, resample: bool = False, **options: Any) -> None:
-        """Take the pixel size, if known, from the affine, which has followed all flips and turns."""
+        """Take the pixel size, if known, from the affine, which has followed all flips and turns; and the time."""
         meta = meta_dict or {}
         affine = np.asarray(meta.get("affine", np.eye(3)), dtype=float)
         source = np.asarray(meta.get("original_affine", affine), dtype=float)
@@ -77,6 +79,7 @@ class MicroscopyWriter(ImageWriter):
             raise ValueError("the array is not on its source's grid: apply Invertd first, or save with resample=False")
         known = np.asarray(meta.get("pixel_size_um", ()), dtype=float)
         spacing = affine_to_spacing(affine)[: len(known)]
+        self.interval = meta.get("frame_interval_s")
         self.pixel_size = {a: float(s) for a, s, k in zip("XYZ", spacing[::-1], known[::-1], strict=False) if k > 0}
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
@@ -85,14 +88,18 @@ class MicroscopyWriter(ImageWriter):
         array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants
         keep = [i for i, n in enumerate(array.shape) if n > 1 or i >= array.ndim - 2]
         array = array.reshape([array.shape[i] for i in keep])
-        axes = "".join("ZCYX"[-self.data_obj.ndim :][i] for i in keep)
+        pages = "Z" if self.interval is None else "T"
+        axes = "".join(f"{pages}CYX"[-self.data_obj.ndim :][i] for i in keep)
+        seconds = math.nan if self.interval is None else float(self.interval)
         size, imagej, resolution = self.pixel_size, self.data_obj.dtype != np.uint32, None
         metadata: dict[str, Any] = {"axes": axes, **{f"PhysicalSize{axis}": s for axis, s in size.items()}}
+        metadata |= {"TimeIncrement": seconds} if seconds > 0 else {}
         if imagej:
             array = array[..., None]
             metadata = {"axes": axes + "S"}  # stated, so that a width of 1 is not taken for samples
             metadata |= {"unit": "um"} if "X" in size else {}
             metadata |= {"spacing": size["Z"]} if "Z" in size else {}
+            metadata |= {"finterval": seconds, "fps": 1 / seconds} if seconds > 0 else {}
             resolution = (1 / size["X"], 1 / size["Y"]) if "X" in size and "Y" in size else None
         with replacing(filename) as part:
             tifffile.imwrite(
