@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import sys
@@ -13,7 +14,10 @@ from typing import ClassVar
 
 from monai_unet.errors import InputError
 
-__all__ = ["FolderLock", "replacing"]
+__all__ = ["LONGEST_NAME", "FolderLock", "remove_leftovers", "replacing"]
+
+#: bytes in a file's name that all common file systems take
+LONGEST_NAME = 255
 
 if sys.platform == "win32":
     import msvcrt
@@ -56,8 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last: writers choose the format by it
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(_partial_name(path, str(os.getpid())))
     try:
         yield partial
         with partial.open("rb+") as file:  # Windows syncs only what is open for writing
@@ -71,6 +74,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _partial_name(path: Path, process: str) -> str:
+    end = f".{process}.partial{path.suffix}"  # the suffix stays last: writers choose the format by it
+    stem = os.fsencode(path.stem)[: LONGEST_NAME - 20 - len(os.fsencode(path.suffix))]  # a number of 10 digits fits
+    return f".{stem.decode(errors='ignore')}{end}"
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes have left of a file: no other process may be writing it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / ".mask.4711.partial.tif").touch()
+    ...     remove_leftovers(Path(folder) / "mask.tif")
+    ...     list(Path(folder).iterdir())
+    []
+    """
+    path = Path(path)
+    begin, end = (glob.escape(part) for part in _partial_name(path, "/").split("/"))
+    for leftover in path.parent.glob(f"{begin}*{end}"):
+        leftover.unlink(missing_ok=True)
 
 
 class FolderLock:

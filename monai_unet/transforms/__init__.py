@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
+from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd
 from monai_unet.transforms.weight_map import BorderWeightMap, BorderWeightMapd
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "BorderWeightMapd",
     "LabelInstances",
     "LabelInstancesd",
+    "NormalizePages",
+    "NormalizePagesd",
     "RandElasticDeformation",
     "RandElasticDeformationd",
     "SeparateInstances",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from monai.data import DataLoader, Dataset
-from monai.transforms import LoadImaged
+from monai.transforms import Compose, LoadImaged
 from PIL import Image
 
 from monai_unet.data import CheckedVolumeReader, MicroscopyReader, check_images, check_volume_pairs, decoded
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
     item: dict[str, str]
     check: Callable[[], Any]
-    load: LoadImaged
+    load: Compose
     decodes: list[str]
 
     def values(self) -> list[float]:
@@ -54,12 +54,15 @@ def pair(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
 
     monkeypatch.setattr(Path, "read_bytes", counted)
     if request.param == ".png":
-        return Pair(item, lambda: check_images([item], label_keys=["label"]), load(MicroscopyReader()), decodes)
-    return Pair(item, lambda: check_volume_pairs([item], [0, 1, 2]), load(CheckedVolumeReader()), decodes)
+        steps = load(MicroscopyReader(), MicroscopyReader(label=True))
+        return Pair(item, lambda: check_images([item], label_keys=["label"]), steps, decodes)
+    steps = load(CheckedVolumeReader(), CheckedVolumeReader())
+    return Pair(item, lambda: check_volume_pairs([item], [0, 1, 2]), steps, decodes)
 
 
-def load(reader: Any) -> LoadImaged:
-    return LoadImaged(["image", "label"], reader)
+def load(*readers: Any) -> Compose:
+    pairs = zip(("image", "label"), readers, strict=True)
+    return Compose([LoadImaged(key, reader, allow_missing_keys=True) for key, reader in pairs])
 
 
 def test_check_and_loading_decode_a_file_once(pair: Pair) -> None:
@@ -119,7 +122,7 @@ def test_what_another_file_holds_is_not_kept(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 4, 4), np.uint8)), path)
     check_volume_pairs([item], [1])
     (tmp_path / "label.raw").write_bytes(bytes(64))
-    assert load(CheckedVolumeReader())(item)["label"].max() == 0
+    assert load(CheckedVolumeReader(), CheckedVolumeReader())(item)["label"].max() == 0
 
     plane = '<TiffData FirstZ="{}" IFD="0" PlaneCount="1"><UUID FileName="{}.ome.tif">{}</UUID></TiffData>'
     size = 'DimensionOrder="XYZCT" Type="uint8" SizeX="6" SizeY="5" SizeZ="2" SizeC="1" SizeT="1"'

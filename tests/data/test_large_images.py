@@ -21,13 +21,15 @@ from ome_zarr_models.v05.image import Image  # noqa: E402
 from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
 
 from monai_unet.data.large import instances as large_instances  # noqa: E402
+from monai_unet.data.large import output as large_output  # noqa: E402
 from monai_unet.data.large import predict_large_image  # noqa: E402
 from monai_unet.data.large.instances import label_blocks  # noqa: E402
 from monai_unet.data.large.reader import open_large_image  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
-from monai_unet.transforms import LabelInstances  # noqa: E402
+from monai_unet.transforms import LabelInstances, NormalizePages  # noqa: E402
+from monai_unet.transforms.intensity import Intensities  # noqa: E402
 
 
 def balanced(network: ValidUNet) -> ValidUNet:
@@ -60,9 +62,10 @@ def ome_zarr(path: Path, image: np.ndarray, axes: str, version: str = "0.5", chu
 
 def oracle(image: np.ndarray, network) -> tuple[np.ndarray, np.ndarray]:
     """The whole image in memory: normalised, one inferer call."""
-    x = torch.from_numpy((image.astype(np.float64) - image.mean()) / image.std()).float()
+    channels = image.reshape(network.in_channels, *image.shape[-network.spatial_dims :])
+    x = torch.from_numpy(np.stack([Intensities.of(channel).normalize(channel) for channel in channels]))
     with torch.no_grad():
-        y = OverlapTileInferer(20)(x.reshape(1, network.in_channels, *x.shape[-network.spatial_dims :]), network)[0]
+        y = OverlapTileInferer(20)(x[None], network)[0]
     return y.softmax(0)[1:].mul(255).round().numpy(), y.argmax(0).numpy()
 
 
@@ -131,6 +134,22 @@ def placed(group, level: int = 0) -> list[list[float]]:
     """Scale and translation that are written for a level of an image or of labels."""
     steps = group.attrs["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
     return [step[step["type"]] for step in steps]
+
+
+def test_hot_pixels_do_not_matter_and_large_images_are_measured_on_a_sample(tmp_path, monkeypatch):
+    """Normalised as in training; and of a sample of a fiftieth, within its accuracy."""
+    image = RNG.normal(1000, 50, (2, 300, 400)).astype(np.float32)
+    image[0, 7, 7], image[1, 9, 9] = 3e38, -3e38
+    np.save(tmp_path / "image.npy", image)
+    opened, inferer = open_large_image(tmp_path / "image.npy", 2), OverlapTileInferer(20)
+    plan = inferer.plan((1, *opened.shape), ValidUNet(2, 2, 2, (2, 3)))
+    exact = large_output._measure(opened, plan)
+    normal = np.stack([of.normalize(channel) for of, channel in zip(exact, image, strict=True)])
+    np.testing.assert_allclose(normal, NormalizePages()(image), rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(large_output, "SAMPLE", 5000)
+    for found, right in zip(large_output._measure(opened, plan), exact, strict=True):
+        assert np.abs(np.subtract(found, right)).max() < 50, "of the extremes"
+        assert np.abs(np.subtract(found, right))[2:].max() < 5, "of mean and standard deviation"
 
 
 def test_of_several_images_the_large_one_is_read_and_several_large_ones_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -16,12 +17,30 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import DataLoader, Dataset
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import list_data_collate
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, SaveImage
+from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImage,
+    LoadImaged,
+    NormalizeIntensityd,
+    SaveImage,
+    SaveImaged,
+)
 from PIL import Image, ImageOps
 
-from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter, check_images, list_images
+from monai_unet.data import (
+    InputError,
+    MicroscopyReader,
+    MicroscopyWriter,
+    check_images,
+    list_images,
+    predict_images,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*NvImgCodec")  # LoadImage tries every reader of MONAI, found or not
 
@@ -565,6 +584,35 @@ def test_list_images_is_natural_and_complete(tmp_path: Path) -> None:
     assert list_images(str(tmp_path / "s2.PNG")) == [{"image": str(tmp_path / "s2.PNG")}]
 
 
+def test_list_images_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("plate/a/b", "plate/.hidden", "plate/out", "plate/slide.zarr", "none/deep/er"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").touch()
+    (tmp_path / "plate" / "x.png").touch()
+    assert len(list_images(tmp_path / "plate", tmp_path / "plate" / "out")) == 1
+    assert f"1 folders with images below it are left out, such as {Path('plate/a/b')}" in caplog.text.replace(
+        f"{tmp_path}{os.sep}", ""
+    )
+    with pytest.raises(InputError, match="no image in this folder, but in 1 below it. Give one of them, such as .*er"):
+        list_images(tmp_path / "none")
+
+
+def test_list_images_takes_the_names_that_people_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["2024.05.01_a.tif", "2024.05.01_b.tif", "a.btf", "b.tf2", "c.tf8", "d.lsm", "e.tif"]
+    (tmp_path / "20240501").mkdir()
+    for name in names[:-1]:
+        (tmp_path / "20240501" / name).touch()
+    (tmp_path / "20240501" / "e.tif").symlink_to("elsewhere.tif")
+    monkeypatch.chdir(tmp_path)
+    items = list_images(20240501)
+    assert [Path(item["image"]).name for item in items] == names
+    message = r"e.tif: a broken link: there is no elsewhere.tif. Copy the file itself there"
+    with pytest.raises(InputError, match=message):
+        check_images(items[-1:])
+    with pytest.raises(InputError, match="20240501: predictions would go among the images, and the next run would"):
+        list_images("20240501", tmp_path / "20240501")
+
+
 def test_list_images_refuses(tmp_path: Path) -> None:
     message = "no image in this folder of 0 entries. Put images of these kinds there: .png"
     with pytest.raises(InputError, match=message):
@@ -581,6 +629,86 @@ def test_list_images_refuses(tmp_path: Path) -> None:
     (tmp_path / "x.tif").touch()
     with pytest.raises(InputError, match=r"x\.(png|tif) only in the suffix"):
         list_images(tmp_path)
+
+
+class Bright(SimpleInferer):
+    """In place of a network: two classes, the second where a pixel is above the mean."""
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *_: Any, **__: Any) -> torch.Tensor:
+        self.seen.append(Path(inputs.meta["filename_or_obj"][0]).name)
+        return torch.cat([-inputs, inputs], 1)
+
+
+def predict(folder: Path, out: Path, overwrite: bool = False) -> list[str]:
+    """Predict a folder as a bundle does; the names of the images that reached the network."""
+    writer = functools.partial(MicroscopyWriter, overwrite=overwrite)
+    save = {"writer": writer, "output_dir": out, "output_ext": ".tif", "separate_folder": False, "print_log": False}
+    steps = [SaveImaged("pred", output_postfix="a", **save), SaveImaged("pred", output_postfix="b", **save)]
+    load = Compose([LoadImaged("image", MicroscopyReader), NormalizeIntensityd("image")])
+    loader = DataLoader(Dataset(list_images(folder, out), load), batch_size=1)
+    inferer, postprocessing = Bright(), Compose(steps)
+    inferer.seen = []
+    engine = SupervisedEvaluator("cpu", loader, torch.nn.Identity(), inferer=inferer, postprocessing=postprocessing)
+    predict_images(engine, postprocessing, overwrite=overwrite)
+    return inferer.seen
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for name in ("2024.05.01_a.tif", "2024.05.01_b.tif", "c.png"):
+        Image.fromarray((RAMP % 256).astype(np.uint8)).save(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def test_each_image_has_its_results_and_a_second_run_leaves_them_alone(three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(three, out) == ["2024.05.01_a.tif", "2024.05.01_b.tif", "c.png"]
+    stems = ("2024.05.01_a", "2024.05.01_b", "c")
+    assert sorted(p.name for p in out.iterdir()) == [f"{stem}_{kind}.tif" for stem in stems for kind in "ab"]
+    assert predict(three, out) == []
+    (out / "c_a.tif").write_bytes(b"somebody's day")
+    (out / "c_b.tif").unlink()
+    assert predict(three, out) == ["c.png"], "only what is missing"
+    assert (out / "c_a.tif").read_bytes() == b"somebody's day"
+    assert (out / "c_b.tif").is_file()
+    assert len(predict(three, out, overwrite=True)) == 3
+    assert (out / "c_a.tif").read_bytes() != b"somebody's day"
+
+
+def test_leftovers_of_a_killed_run_are_removed(three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".c_a.4711.partial.tif").touch()
+    (out / ".other.4711.partial.tif").touch()
+    predict(three, out)
+    assert [p.name for p in out.iterdir() if ".partial" in p.name] == [".other.4711.partial.tif"], "not ours"
+
+
+def test_a_bad_image_stops_only_itself(three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (three / "bad.tif").write_bytes(b"II*\0 half")
+    (three / ("n" * 251 + ".png")).write_bytes((three / "c.png").read_bytes())
+    with pytest.raises(SystemExit) as end:
+        predict(three, tmp_path / "out")
+    assert end.value.code == 1
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    printed = capsys.readouterr().out
+    assert "3 of 5 images predicted, 0 already there" in printed
+    assert re.search(r"FAILED  .*bad.tif: truncated or damaged image", printed)
+    assert "its results would have names of 257 bytes; file systems take 255. Give it a name that is 2 bytes" in printed
+
+
+def test_a_long_name_that_fits_is_written(three: Path, tmp_path: Path) -> None:
+    name = "ä" * 124  # of two bytes each; the results have 254
+    (three / "c.png").rename(three / f"{name}.png")
+    predict(three, tmp_path / "out")
+    assert (tmp_path / "out" / f"{name}_a.tif").is_file()
+
+
+def test_the_only_image_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="a.png: the file is empty"):
+        predict(tmp_path / "a.png", tmp_path / "out")
 
 
 @pytest.fixture

@@ -19,8 +19,12 @@ from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
 from monai_unet.options import require
 from monai_unet.tile_plan import TilePlan
+from monai_unet.transforms.intensity import CLIPPED, Intensities
 
 __all__ = ["open_output"]
+
+#: values that are held to find the percentiles of an image, at most
+SAMPLE = 2**24
 
 #: voxels per axis of a chunk, at most
 LARGEST_CHUNK = {2: 1024, 3: 128}
@@ -40,7 +44,7 @@ def open_output(
         label: settings of the labelling; None without instances.
 
     Returns:
-        The zarr group, and its record: what it was made from, ``tile``, ``mean`` and ``std`` of the image, and
+        The zarr group, and its record: what it was made from, ``tile``, the ``intensities`` of each channel, and
         ``finished``.
 
     Raises:
@@ -55,7 +59,7 @@ def open_output(
     ...     slide = open_large_image(f"{folder}/slide.npy", channels=1)
     ...     plan = inferer.plan((1, *slide.shape), network)
     ...     group, record = open_output(Path(folder, "out.ome.zarr"), slide, network, inferer, plan, label=None)
-    ...     print(group["labels/classes/0"].shape, record["mean"])
+    ...     print(group["labels/classes/0"].shape, Intensities(*record["intensities"][0]).mean)
     (50, 50) 0.02
     """
     zarr = require("zarr", "large")
@@ -66,6 +70,7 @@ def open_output(
         "padding_mode": inferer.padding_mode,
         "amp": inferer.infer.amp,
         "label": label,
+        "normalisation": f"clipped at percentiles {CLIPPED}",
     }
     settings = json.loads(json.dumps(settings, default=str))  # as zarr returns them
     if not output.exists():
@@ -88,7 +93,7 @@ def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, setti
     """Write empty arrays and the record under a temporary name, and rename: an existing output can be resumed."""
     with_instances = settings["label"] is not None
     _check_space(output, plan.size, classes, with_instances)
-    mean, std = _moments(image, plan)
+    intensities = _measure(image, plan)
     partial = output.with_name(f".{output.name}.partial")
     group = require("zarr", "large").open_group(partial, mode="w", zarr_format=3)
     dims = len(plan.size)
@@ -107,7 +112,7 @@ def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, setti
         group.create_array("labels/instances/0", **(labels | {"dtype": "uint32"}))
     group["labels"].attrs["ome"] = {"version": "0.5", "labels": sorted(group["labels"])}
     group.create_array("progress/tiles", shape=plan.grid, chunks=(1,) * dims, **new)
-    group.attrs["monai_unet"] = settings | {"tile": plan.tile, "mean": mean, "std": std, "finished": False}
+    group.attrs["monai_unet"] = settings | {"tile": plan.tile, "intensities": intensities, "finished": False}
     partial.rename(output)
 
 
@@ -120,20 +125,21 @@ def _check_space(output: Path, size: Sequence[int], classes: int, with_instances
         raise InputError(output, problem, "Make room, or choose an output on another disk")
 
 
-def _moments(image: LargeImage, plan: TilePlan) -> tuple[float, float]:
-    """Mean and standard deviation over all voxels and channels, as of `NormalizeIntensity` (Chan et al. 1979)."""
-    count, mean, squares = 0, 0.0, 0.0
-    for origin in tqdm(plan.origins(), total=plan.tiles, desc="mean and standard deviation", disable=None):
-        part = image.read(plan.exclusive_box(origin)).astype(np.float64)
+def _measure(image: LargeImage, plan: TilePlan) -> list[Intensities]:
+    """Measure each channel, as `NormalizePages` does, on every n-th voxel per axis: all of them in a small image."""
+    step = 1
+    while math.prod(image.shape) > SAMPLE * step ** len(plan.size):
+        step += 2  # odd, so that it does not beat with detectors and tiles
+    sample = []
+    for origin in tqdm(plan.origins(), total=plan.tiles, desc="range of the values", disable=None):
+        box = plan.exclusive_box(origin)
+        part = image.read(box)
         if not np.isfinite(part).all():
             problem = f"NaN or Inf in the tile at {origin}"
             raise InputError(image.path, problem, "Replace them in the software that wrote the image")
-        own = float(part.mean())
-        total = count + part.size
-        squares += float(np.square(part - own).sum()) + (own - mean) ** 2 * count * part.size / total
-        mean += (own - mean) * part.size / total
-        count = total
-    return mean, math.sqrt(squares / count) or 1.0
+        grid = tuple(slice(-side.start % step, None, step) for side in box)
+        sample.append(part[(slice(None), *grid)].reshape(len(part), -1))
+    return [Intensities.of(channel) for channel in np.concatenate(sample, axis=1)]
 
 
 def _fingerprint(image: LargeImage) -> str:

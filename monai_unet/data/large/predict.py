@@ -31,6 +31,7 @@ from monai_unet.memory import keep_freed_memory
 from monai_unet.networks import ValidUNet
 from monai_unet.options import require
 from monai_unet.tile_plan import TilePlan
+from monai_unet.transforms.intensity import Intensities
 
 __all__ = ["predict_large_image"]
 
@@ -53,8 +54,9 @@ def predict_large_image(
 
     The output is OME-Zarr 0.5 with a pyramid. The image is the probability of each class but the first, uint8
     (255 = 1), (C, *spatial); ``labels/classes`` is the most probable class, uint8; with ``label``, ``labels/instances``
-    holds uint32 ids, 1 … n. Up to rounding, the values are those of one pass over the whole image, normalised by its
-    own mean and standard deviation, for which it is read a first time.
+    holds uint32 ids, 1 … n. Up to rounding, the values are those of one pass over the whole image, whose channels are
+    normalised as by `NormalizePages`, a volume as one page. For this it is read a first time; of an image with more
+    than 16 million values, a regular sample of about that many counts.
 
     The memory needed does not grow with the image: the weights, one pass (`OverlapTileInferer.plan`) and a few tiles
     and chunks; with ``label``, then some 100 bytes per voxel of a block and its surroundings.
@@ -146,8 +148,8 @@ def _predict(
     device = inferer.sw_device or next(network.parameters()).device
 
     def read_box(box: tuple[slice, ...]) -> torch.Tensor:
-        normal = (image.read(box).astype(np.float32) - record["mean"]) / record["std"]
-        return torch.from_numpy(normal.astype(np.float32))[None]
+        channels = zip(image.read(box), record["intensities"], strict=True)
+        return torch.from_numpy(np.stack([Intensities(*of).normalize(values) for values, of in channels]))[None]
 
     def read(tile: _Tile) -> torch.Tensor:
         return inferer.window(read_box, tile[1], plan)

@@ -2,7 +2,8 @@
 
 from monai_unet.data.microscopy.datalist import check_images, list_images
 from monai_unet.data.microscopy.outlines import OutlinesWriter
+from monai_unet.data.microscopy.predict import predict_images
 from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.data.microscopy.writer import MicroscopyWriter
 
-__all__ = ["MicroscopyReader", "MicroscopyWriter", "OutlinesWriter", "check_images", "list_images"]
+__all__ = ["MicroscopyReader", "MicroscopyWriter", "OutlinesWriter", "check_images", "list_images", "predict_images"]

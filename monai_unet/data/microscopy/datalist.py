@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from monai_unet.data.microscopy.tiff import PREDICT
 from monai_unet.errors import InputError
 
 __all__ = ["check_images", "list_images"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_images(
@@ -107,7 +110,7 @@ def _check_instances(path: Any, ids: np.ndarray, values: np.ndarray) -> None:
         problem = f"labels below 0: {values[0]:g}; 0 is background, and cells have numbers from 1 on"
         raise InputError(path, problem, "Save borders and whatever else is not a cell as 0")
     names, numbers, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    if names[0] > 0 and (len(names) < 3 or 2 * counts.max() > ids.size):
+    if names[0] > 0 and (len(names) == 2 or ids.size > counts.max() > ids.size / 2):
         problem = (
             f"labels without a background: the values are {found}; 0 is background, and cells have numbers from 1 on"
         )
@@ -127,15 +130,39 @@ def _pieces(mask: np.ndarray) -> int:
     return int((10 * sizes >= sizes.max()).sum())
 
 
-def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+def _is_image(file: Path) -> bool:
+    return file.name[0] != "." and file.suffix.lower() in SUFFIXES
+
+
+def _subfolders(path: Path, output: Path | None) -> list[Path]:
+    """All folders below this one that hold images, without that of the predictions."""
+    found = []
+    for folder, names, files in os.walk(path):
+        names[:] = sorted(
+            name
+            for name in names
+            if name[0] != "."
+            and Path(name).suffix.lower() not in OUT_OF_SCOPE
+            and Path(folder, name).resolve() != output
+        )
+        if Path(folder) != path and any(_is_image(Path(file)) for file in files):
+            found.append(Path(folder))
+    return found
+
+
+def list_images(path: object, output_dir: object = None) -> list[dict[str, str]]:
     """List the images of a folder (not of its subfolders), or the one file, as a MONAI datalist.
+
+    Args:
+        path: of the folder or file. The number that a command line makes of the name 20240501 is understood.
+        output_dir: where predictions go.
 
     Returns:
         ``[{"image": path}, ...]`` in natural order (slice 2 before slice 10); hidden files are left out.
 
     Raises:
         InputError: no such path, no image in the folder, two images that differ only in the suffix (their results
-            would share a name), OME-Zarr and whole slides.
+            would share a name), predictions that would go into the folder itself, OME-Zarr and whole slides.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -144,12 +171,22 @@ def list_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     ...     [Path(item["image"]).name for item in list_images(folder)]
     ['slice2.png', 'slice10.png']
     """
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError(path, "there is no such file or folder", "Check the path")
     if path.is_dir() and suffix not in OUT_OF_SCOPE:
-        files = [f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+        output = None if output_dir is None else Path(str(output_dir)).expanduser().resolve()
+        if output == path.resolve():
+            problem = "predictions would go among the images, and the next run would predict them"
+            raise InputError(path, problem, "Choose another --output_dir")
+        files = [file for file in path.iterdir() if _is_image(file) and not file.is_dir()]  # broken links, too
+        deeper = _subfolders(path, output)
+        if deeper and not files:
+            problem = f"no image in this folder, but in {len(deeper)} below it"
+            raise InputError(path, problem, f"Give one of them, such as {deeper[0]}")
+        if deeper:
+            logger.warning("%s: %d folders with images below it are left out, such as %s", path, len(deeper), deeper[0])
         if not files:
             cure = f"Put images of these kinds there: {', '.join(SUFFIXES)}"
             raise InputError(path, f"no image in this folder of {len(list(path.iterdir()))} entries", cure)

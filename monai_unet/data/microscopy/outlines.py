@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from monai.utils import convert_to_numpy
 from scipy import ndimage
 
 from monai_unet.files import replacing
+from monai_unet.options import parse_bool
 
 __all__ = ["OutlinesWriter", "instance_polygons", "outlines"]
 
@@ -133,9 +135,11 @@ class OutlinesWriter(ImageWriter):
 
     Takes instance ids (1, H, W) and writes :func:`outlines`. A killed run leaves nothing under the final name.
 
+    Args:
+        overwrite: whether an existing file is replaced, else it is left alone; "true" and "false" are understood.
+
     >>> import json, tempfile
     >>> import numpy as np
-    >>> from pathlib import Path
     >>> from monai.transforms import SaveImage
     >>> save = {"writer": OutlinesWriter, "output_ext": ".geojson", "resample": False, "separate_folder": False}
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +147,10 @@ class OutlinesWriter(ImageWriter):
     ...     len(json.loads((Path(folder) / "a_cells.geojson").read_text())["features"])
     1
     """
+
+    def __init__(self, overwrite: bool | str = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.overwrite = parse_bool("overwrite", overwrite)
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the ids; ``channel_dim`` is None where there is no channel axis."""
@@ -153,6 +161,8 @@ class OutlinesWriter(ImageWriter):
         """Ignore the metadata: outlines are in pixels, whose size the viewer takes from the image."""
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        if Path(filename).exists() and not self.overwrite:
+            return
         super().write(filename, verbose=verbose)
         with replacing(filename) as partial:
             partial.write_text(json.dumps(self.data_obj))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from monai.data.utils import affine_to_spacing
 from monai.utils.type_conversion import convert_data_type
 
 from monai_unet.files import replacing
-from monai_unet.options import require
+from monai_unet.options import parse_bool, require
 
 __all__ = ["MicroscopyWriter"]
 
@@ -23,13 +24,14 @@ class MicroscopyWriter(ImageWriter):
 
     Writes ``(C, H, W)``, ``(C, Z, H, W)``, or the same without the channel, as a TIFF that Fiji opens with the right
     axes: ImageJ layout for uint8, uint16 and float32, OME for uint32; deflate; the pixel size of the source where it is
-    known; pages over time stay frames. A single channel or page is not kept as an axis. An existing file is replaced,
-    and a killed run leaves nothing unfinished under the final name.
+    known; pages over time stay frames. A single channel or page is not kept as an axis. A killed run
+    leaves nothing unfinished under the final name.
 
     Args:
         output_dtype: uint8, uint16, uint32 or float32; None for the array's own, signed integers as uint32 (so up to
             65,535 instances are uint16). Values that do not fit are an error, never wrapped.
         scale: 255 or 65535 to stretch [0, 1] to integers; None writes the values.
+        overwrite: whether an existing file is replaced, else it is left alone; "true" and "false" are understood.
 
     Raises:
         ValueError: a dtype or shape that is none of these, values that do not fit, ``resample=True`` for an array that
@@ -37,7 +39,6 @@ class MicroscopyWriter(ImageWriter):
 
     >>> import tempfile
     >>> import numpy as np, tifffile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     writer = MicroscopyWriter(output_dtype=np.uint8, scale=255)
     ...     writer.set_data_array(np.full((1, 40, 30), 0.5))
@@ -47,8 +48,15 @@ class MicroscopyWriter(ImageWriter):
     np.uint8(128)
     """
 
-    def __init__(self, output_dtype: Any = np.float32, scale: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        output_dtype: Any = np.float32,
+        scale: int | None = None,
+        overwrite: bool | str = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.overwrite = parse_bool("overwrite", overwrite)
         self.dtype = None if output_dtype is None else _writable(np.dtype(output_dtype))
         self.scale, self.pixel_size = scale, dict[str, float]()
         self.interval: float | None = None  # seconds per frame, NaN where they are unknown
@@ -83,6 +91,8 @@ class MicroscopyWriter(ImageWriter):
         self.pixel_size = {a: float(s) for a, s, k in zip("XYZ", spacing[::-1], known[::-1], strict=False) if k > 0}
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        if Path(filename).exists() and not self.overwrite:
+            return
         super().write(filename, verbose=verbose)
         tifffile = require("tifffile", "microscopy")
         array: np.ndarray = np.moveaxis(np.asarray(self.data_obj), 0, -3)  # pages before channels, as ImageJ wants

@@ -1,0 +1,90 @@
+"""Image by image through a MONAI evaluator: a bad image stops only itself, and existing results are left alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import cast
+
+from monai.data import DataLoader, Dataset
+from monai.engines import Evaluator
+from monai.transforms import Compose, SaveImaged
+from torch.utils.data import Subset
+
+from monai_unet.data.microscopy.datalist import check_images
+from monai_unet.errors import InputError
+from monai_unet.files import LONGEST_NAME, remove_leftovers
+from monai_unet.options import parse_bool
+
+__all__ = ["predict_images"]
+
+logger = logging.getLogger(__name__)
+
+
+def predict_images(
+    evaluator: Evaluator,
+    postprocessing: Compose,
+    channels: int | None = 1,
+    stacks: bool = True,
+    overwrite: bool | str = False,
+) -> None:
+    """Predict each image whose results are not all there, and remove what killed runs have left of them.
+
+    Args:
+        evaluator: predicts the items of its data loader's `Dataset`.
+        postprocessing: the evaluator's; its `SaveImaged` decide where the results go. Whether they replace existing
+            files is up to their writers.
+        channels: the channels the network takes; None for any number.
+        stacks: whether an image may have several pages.
+        overwrite: predict all images; "true" and "false" are understood.
+
+    Raises:
+        InputError: the only image is bad.
+        SystemExit: with status 1, at the end, if some of several images are bad; they are listed.
+
+    >>> import tempfile
+    >>> from monai.engines import SupervisedEvaluator
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save = SaveImaged("pred", output_dir=folder, output_ext=".tif", separate_folder=False)
+    ...     (Path(folder) / "cells_trans.tif").touch()
+    ...     data = DataLoader(Dataset([{"image": "cells.png"}]))
+    ...     predict_images(SupervisedEvaluator("cpu", data, network=None), Compose([save]))
+    0 of 1 images predicted, 1 already there
+    """
+    again = parse_bool("overwrite", overwrite)
+    dataset = cast(Dataset, cast(DataLoader, evaluator.data_loader).dataset)
+    layouts = [step.saver.folder_layout for step in postprocessing.transforms if isinstance(step, SaveImaged)]
+    bad, there = list[InputError](), 0
+    for number, item in enumerate(dataset.data):
+        results = [Path(layout.filename(subject=item["image"])) for layout in layouts]
+        try:
+            _check_names(item["image"], results)
+            for result in results:
+                remove_leftovers(result)
+            if not again and all(result.is_file() for result in results):
+                there += 1
+                continue
+            check_images([item], channels=channels, stacks=stacks)
+        except InputError as error:
+            logger.error("%s", error)
+            bad.append(error)
+            continue
+        evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
+        evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
+        evaluator.run()
+        logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
+    if bad and len(dataset) == 1:
+        raise bad[0]
+    print(f"{len(dataset) - len(bad) - there} of {len(dataset)} images predicted, {there} already there")
+    for failure in bad:
+        print(f"FAILED  {failure}")
+    if bad:
+        raise SystemExit(1) from bad[0]
+
+
+def _check_names(image: str, results: list[Path]) -> None:
+    longest = max((len(os.fsencode(result.name)) for result in results), default=0)
+    if longest > LONGEST_NAME:
+        problem = f"its results would have names of {longest} bytes; file systems take {LONGEST_NAME}"
+        raise InputError(image, problem, f"Give it a name that is {longest - LONGEST_NAME} bytes shorter")
