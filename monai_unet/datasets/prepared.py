@@ -49,6 +49,7 @@ def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] 
     ...     identity(folder)
     'mine sha256:1f3a'
     """
+    items = None if items is None else [{k: v for k, v in item.items() if k != "page"} for item in items]
     if items is not None and not _listed(folder, items):
         digest = hashlib.sha256()
         for item in items:

@@ -60,7 +60,7 @@ def test_the_rules_for_instances_and_the_spacing_are_among_these_keys():
 @pytest.mark.parametrize("name", [EM, CELLS])
 def test_images_labels_and_predictions_are_handled_as_in_training(name):
     train, inference, evaluate = read(name, "train"), read(name, "inference"), read(name, "evaluate")
-    cached = train["train"]["deterministic_transforms"]
+    cached = [step for step in train["train"]["deterministic_transforms"] if "take_page" not in str(step)]
     images, labels, predictions = (
         inference["image_transforms"],
         evaluate["label_transforms"],

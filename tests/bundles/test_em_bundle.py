@@ -93,6 +93,34 @@ def test_the_label_stays_as_it_was_read_and_the_target_is_its_classes(data, tmp_
     assert torch.equal(target[0], torch.cat([tile["classes"], tile["weight"]]))
 
 
+def test_a_stack_trains_page_by_page(data, tmp_path):
+    """The challenge's own files, train-volume.tif and train-labels.tif, are one item each; and they are evaluated."""
+    document = json.loads((data / "dataset.json").read_text())
+    item = {}
+    for key, name in (("image", "train-volume.tif"), ("label", "train-labels.tif")):
+        pages = [np.asarray(Image.open(slice_[key])) for slice_ in document["training"][:5]]
+        tifffile.imwrite(tmp_path / name, np.stack(pages), photometric="minisblack")
+        item[key] = name
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [item], "test": [item]}))
+    workflow = build("train", dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"), **TINY)
+    alone = build("train", dataset_dir=str(data), output_dir=str(tmp_path / "out"), **TINY)
+    load, load_alone = (flow.parser.get_parsed_content("validate#preprocessing") for flow in (workflow, alone))
+    pages = workflow.parser["datalist"] = workflow.parser.get_parsed_content("datalist")
+    assert [page["page"] for page in pages] == list(range(5))
+    for page, single in zip(pages, document["training"], strict=False):
+        one, other = load(page), load_alone(single)
+        assert all(torch.equal(one[key], other[key]) for key in ("image", "label", "classes", "weight"))
+    assert (len(workflow.train_dataset), len(workflow.val_dataset)) == (3, 2)
+    workflow.run()
+    out = tmp_path / "eval"
+    run(EVALUATE, dataset_dir=str(tmp_path), ckpt_path=str(tmp_path / "out" / "model.pt"), output_dir=str(out))
+    assert set(json.loads((out / "scores.json").read_text())["overall"]) == {
+        "warping_error",
+        "rand_error",
+        "pixel_error",
+    }
+
+
 def test_each_training_is_a_separate_run(data, tmp_path, own_store):
     from mlflow import MlflowClient
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data.meta_tensor import MetaTensor
 from monai.utils.misc import ensure_tuple
 from scipy import ndimage
 
@@ -19,7 +20,7 @@ from monai_unet.data.microscopy.reader import LARGE, OUT_OF_SCOPE, SUFFIXES, Mic
 from monai_unet.data.microscopy.tiff import PREDICT
 from monai_unet.errors import InputError
 
-__all__ = ["check_images", "list_images"]
+__all__ = ["check_images", "list_images", "split_pages", "take_page"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def check_images(
     Each decoded file is kept for the next `MicroscopyReader` that reads it, as far as memory allows.
 
     Args:
-        items: the datalist, ``[{"image": path, "label": path}, ...]``.
+        items: the datalist, ``[{"image": path, "label": path}, ...]``, also that of `split_pages`.
         label_keys: the keys of labels or masks, which every item must have: one channel, whole numbers, the image's
             spatial shape.
         channels: the channels the network takes; None for any number.
@@ -75,11 +76,11 @@ def check_images(
                 raise InputError(f"datalist item {index}", f"has no {missing[0]!r}, only {list(item)}", "Add its path")
             arrays = {key: reader.get_data(reader.read(item[key]))[0] for key, reader in readers.items()}
             image, files = arrays["image"], ensure_tuple(item["image"])
-            real_files = tuple(os.path.realpath(file) for file in files)
+            real_files = (*(os.path.realpath(file) for file in files), str(item.get("page")))
             if real_files in seen:
                 raise InputError(files[0], "listed twice", "Keep one of the two items")
             seen.add(real_files)
-            if image.ndim > 3 and not stacks:
+            if image.ndim > 3 and not stacks and "page" not in item:
                 problem = f"a stack of {image.shape[1]} pages, but only single images are accepted here"
                 raise InputError(files[0], problem, "Save each page as a file of its own")
             for key in label_keys:
@@ -87,6 +88,7 @@ def check_images(
                 if label.shape[1:] != image.shape[1:]:
                     problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {image.shape[1:]}"
                     raise InputError(path, problem, "Pair every image with the labels drawn on it")
+                label = label[:, item["page"]] if "page" in item else label
                 _check_values(path, label, label_values, other_values)
     return [dict(item) for item in items]
 
@@ -128,6 +130,45 @@ def _pieces(mask: np.ndarray) -> int:
     labelled, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     sizes = np.bincount(labelled.ravel())[1:]
     return int((10 * sizes >= sizes.max()).sum())
+
+
+def split_pages(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Make an item of each page of a stack, for a training page by page; `take_page` takes it when it is loaded.
+
+    Raises:
+        InputError: as `MicroscopyReader`, and for labels of another shape than the image's.
+
+    >>> import tempfile
+    >>> import tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/train-volume.tif"
+    ...     tifffile.imwrite(path, np.zeros((3, 8, 6), np.uint8), photometric="minisblack")
+    ...     [item["page"] for item in split_pages([{"image": path}])]
+    [0, 1, 2]
+    """
+    reader, pages = MicroscopyReader(None), list[dict[str, Any]]()
+    with keeping_decoded():
+        for item in items:
+            shape = reader.get_data(reader.read(item["image"]))[0].shape
+            pages += [{**item, "page": page} for page in range(shape[1])] if len(shape) > 3 else [dict(item)]
+    return pages
+
+
+def take_page(item: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Replace the stack (C, Z, H, W) under a key by the item's ``page`` (C, H, W); without a page it stays as it is.
+
+    >>> import torch
+    >>> stack = MetaTensor(torch.arange(4.0).reshape(1, 4, 1, 1), meta={"pixel_size_um": np.array([3, 0.5, 0.5])})
+    >>> page = take_page({"image": stack, "page": 2}, "image")["image"]
+    >>> page.flatten().tolist(), page.meta["pixel_size_um"].tolist(), tuple(page.affine.shape)
+    ([2.0], [0.5, 0.5], (3, 3))
+    """
+    if "page" not in item:
+        return dict(item)
+    stack = item[key]
+    own = {name: np.asarray(stack.meta[name])[1:] for name in ("spatial_shape", "pixel_size_um") if name in stack.meta}
+    meta = {**stack.meta, **own, "affine": stack.affine[1:, 1:], "original_affine": stack.affine[1:, 1:]}
+    return {**item, key: MetaTensor(stack.as_tensor()[:, item["page"]], meta=meta)}
 
 
 def _is_image(file: Path) -> bool:
