@@ -1,0 +1,52 @@
+"""Gray values page by page: in a stack as alone, whatever a few pixels hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import NormalizeIntensity
+
+from monai_unet.transforms import NormalizePages, NormalizePagesd
+
+IMAGE = np.random.default_rng(0).normal(100, 20, (1, 64, 80)).astype(np.float32)
+
+
+def test_a_slice_has_the_same_values_in_a_stack_as_alone():
+    stack = np.stack([IMAGE * fading + 9 * fading for fading in (1, 0.5, 0.1)], axis=1)
+    pages = NormalizePages()(stack)
+    for page in range(3):
+        assert np.array_equal(pages[:, page], NormalizePages()(stack[:, page]))
+        np.testing.assert_allclose(pages[:, page], pages[:, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("hot", [255, 65535, 3e38, -3e38])
+def test_hot_pixels_hardly_change_the_others(hot):
+    spoilt = IMAGE.copy()
+    spoilt[0, [3, 30, 50], [7, 7, 60]] = hot
+    good, other = NormalizePages()(IMAGE), NormalizePages()(spoilt)
+    change = np.abs(good - other)[spoilt == IMAGE]
+    assert change.max() < 0.5, "at the clipped end"
+    assert change[np.abs(good[spoilt == IMAGE]) < 2].max() < 0.01
+    assert np.isfinite(other).all()
+
+
+def test_a_clean_image_is_as_before():
+    before = np.asarray(NormalizeIntensity()(IMAGE))
+    assert np.abs(NormalizePages()(IMAGE) - before)[np.abs(before) < 2.5].max() < 0.02
+
+
+def test_each_channel_counts_for_itself_and_a_page_of_one_value_is_0():
+    image = np.concatenate([IMAGE, 1000 * IMAGE, np.full_like(IMAGE, 7)])
+    red, green, blank = NormalizePages()(image)
+    np.testing.assert_allclose(red, green, atol=1e-4)
+    assert not blank.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
+def test_a_tensor_keeps_its_kind_and_its_metadata(dtype):
+    image = MetaTensor(torch.from_numpy(IMAGE).to(dtype), meta={"pixel_size_um": [1, 2]})
+    found = NormalizePagesd(["image", "none"], allow_missing_keys=True)({"image": image})["image"]
+    assert (found.dtype, found.shape) == (torch.float32, image.shape)
+    assert found.meta["pixel_size_um"] == [1, 2]
