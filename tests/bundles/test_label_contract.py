@@ -22,6 +22,7 @@ from bright_network import save_bright_network
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged, Resize, SaveImaged
 from PIL import Image
+from scipy import ndimage
 
 from monai_unet.data import InputError
 from monai_unet.networks import ValidUNet
@@ -323,6 +324,8 @@ def annotated(name: str, folder: Path, count: int = 2) -> list[dict[str, str]]:
     for number in range(count):
         image = picture((24, 26, 22) if name == HIPPOCAMPUS else (90, 101), number)
         label = np.uint8(image > 128) + np.uint8(image > 180) * (name == HIPPOCAMPUS)
+        if name == CELLS:
+            label = ndimage.label(label)[0].astype(np.uint8)
         paths = [folder / f"{kind}{number}" for kind in ("image", "label")]
         for path, array in zip(paths, (image, label), strict=True):
             if name == HIPPOCAMPUS:
