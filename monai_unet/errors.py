@@ -1,12 +1,27 @@
-"""What is wrong with a user's file and what to do about it, said in one sentence."""
+"""What is wrong with a user's file or option and what to do about it, said in one sentence."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
+import traceback
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-__all__ = ["InputError", "plain_input_errors"]
+__all__ = ["UNWRITABLE", "InputError", "explain", "plain_input_errors"]
+
+PACKAGE = Path(__file__).parent
+#: why a file cannot be written, and the cure
+UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room, or choose another output folder")
+UNWRITABLE |= dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "Choose another output folder, or correct the folder's permissions"
+)
+UNWRITABLE |= dict.fromkeys(
+    (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "Choose another output folder, or rename the file"
+)
 
 
 class InputError(ValueError):
@@ -35,9 +50,10 @@ class InputError(ValueError):
 
 
 def plain_input_errors() -> None:
-    """Let a program that ends with an `InputError` print its message without the traceback through MONAI's parser.
+    """Let a program that ends with an error for its user print one sentence instead of the traceback through MONAI.
 
-    A bundle's ``initialize`` calls it first. Other errors keep their traceback.
+    That is an `InputError`, a wrong value that this package has refused, a full or read-only disk, memory that has run
+    out, and Ctrl-C; other errors keep their traceback. In a notebook, too. A bundle's ``initialize`` calls it first.
 
     >>> from contextlib import redirect_stderr
     >>> before = sys.excepthook
@@ -50,12 +66,56 @@ def plain_input_errors() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
-        if cause is None:
+        if (text := explain(error)) is None:
             previous(kind, error, trace)
         else:
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {text}", file=sys.stderr)
+
+    def show(shell: Any, kind: Any, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
+        if (text := explain(error)) is None:
+            shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        else:
+            print(f"error: {text}", file=sys.stderr)
 
     sys.excepthook = hook
+    notebook = sys.modules.get("IPython")  # it does not call the hook
+    if notebook is not None and (shell := notebook.get_ipython()) is not None:
+        shell.set_custom_exc((Exception, KeyboardInterrupt), show)
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in one sentence what a user can do about an error; None if it is not a user's.
+
+    The causes are searched, too: MONAI wraps what is raised while it builds a config or applies a transform.
+
+    >>> explain(PermissionError(13, "Permission denied", "/out/cells.png"))
+    "/out/cells.png: Permission denied. Choose another output folder, or correct the folder's permissions."
+    >>> explain(KeyError("image")) is None
+    True
+    """
+    from monai_unet.memory import out_of_memory  # imports torch
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        if isinstance(cause, KeyboardInterrupt):
+            return "stopped by Ctrl-C"
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            return f"{cause.filename or 'the output'}: {cause.strerror}. {UNWRITABLE[cause.errno]}."
+        if isinstance(cause, Exception) and _refused(cause):
+            return str(cause)
+        if found := re.search(r"^\S*InputError: (.+)$", str(cause), re.MULTILINE):
+            return found[1]  # MONAI's SaveImage raises an error of its own, with the traceback as its text
+        if out_of_memory(cause):
+            return "out of memory. Choose a smaller --tile_size or --averaging none, or close other programs."
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _refused(error: Exception) -> bool:
+    """Whether this package itself has raised an error, as it does for a wrong value; then the text has the cure."""
+    origin = traceback.extract_tb(error.__traceback__)[-1:]
+    return any(
+        Path(frame.filename).is_relative_to(PACKAGE) and (frame.line or "").startswith("raise") for frame in origin
+    )

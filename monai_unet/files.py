@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import ClassVar
 
-from monai_unet.errors import InputError
+from monai_unet.errors import UNWRITABLE, InputError
 
 __all__ = ["LONGEST_NAME", "FolderLock", "remove_leftovers", "replacing"]
 
@@ -51,6 +52,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     file is synced to disk and moved to ``path``; when it raises, the file is removed. A process that is killed leaves
     the old file untouched, and a hidden ``.<name>.<pid>.partial``.
 
+    Raises:
+        InputError: the disk is full or read-only, or the name is not possible there.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "scores.csv") as partial:
@@ -59,15 +63,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['scores.csv']
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_partial_name(path, str(os.getpid())))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb+") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError whose context is the OSError
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        if cause.filename is not None and Path(cause.filename) not in (partial, path, *path.parents):
+            raise  # another file's
+        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(existing).free >> 20
+        problem = f"it could not be written ({cause.strerror}; {free} MiB are free)"
+        raise InputError(path, problem, UNWRITABLE[cause.errno]) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     with suppress(OSError):  # Windows and some network drives cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:

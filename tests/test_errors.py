@@ -1,12 +1,24 @@
-"""A program that ends with an InputError prints one sentence, however deep it is wrapped; other errors stay whole."""
+"""A program that ends with an error for its user prints one sentence, however deep it is wrapped; others stay whole."""
 
 from __future__ import annotations
 
+import errno
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
-from monai_unet.errors import InputError
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+
+from monai_unet.data import MicroscopyWriter
+from monai_unet.errors import InputError, explain, plain_input_errors
+from monai_unet.files import replacing
+from monai_unet.networks import ValidUNet
+from monai_unet.options import parse_bool, require
 
 PROGRAM = """
 from monai_unet.errors import InputError, plain_input_errors
@@ -43,3 +55,82 @@ def test_an_error_crosses_processes_with_its_parts():
     error = pickle.loads(pickle.dumps(InputError("a.tif", "no pixels.", "Remove it.")))
     assert (error.path, error.problem, error.cure) == ("a.tif", "no pixels", "Remove it")
     assert str(error) == "a.tif: no pixels. Remove it."
+
+
+def caught(raising: Callable[[], object]) -> str | None:
+    try:
+        try:
+            raising()
+        except Exception as error:
+            raise RuntimeError("Failed to instantiate") from error
+    except RuntimeError as error:
+        return explain(error)
+    return None
+
+
+def test_what_the_package_refuses_is_a_sentence():
+    assert caught(lambda: parse_bool("amp", "yes")) == "amp is 'yes'; it must be true or false"
+    assert caught(lambda: ValidUNet(2, 1, 2, norm="bacth")).startswith("norm is 'bacth'; it must be None")
+    assert caught(lambda: require("no_such_package", "dicom")).endswith('pip install "monai_unet[dicom]"')
+    assert caught(lambda: int("one")) is None  # nobody has written a cure
+
+
+def test_full_and_read_only_disks_are_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "a.png", tmp_path / ("a" * 300)):
+        assert caught(lambda path=path: write(path)).startswith(f"{path}: it could not be written (")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert caught(lambda: write(tmp_path / "a.png", full)).startswith(
+        f"{tmp_path}/a.png: it could not be written (No sp"
+    )
+    read_only = OSError(errno.EROFS, "Read-only file system", "/out")
+    assert caught(lambda: throw(read_only)).startswith("/out: Read-only file system. Choose another output folder")
+    assert caught(lambda: write(tmp_path / "a.png", OSError(errno.EACCES, "Permission denied", "/in"))) == (
+        "/in: Permission denied. Choose another output folder, or correct the folder's permissions."
+    )
+
+
+def write(path: Path, error: OSError | None = None) -> None:
+    with replacing(path) as partial:
+        if error:
+            raise error
+        partial.touch()
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+def test_a_writer_of_monai_s_that_fails_is_a_sentence(tmp_path):
+    """MONAI's SaveImage keeps no cause, only the text of the traceback."""
+    (tmp_path / "file").touch()
+    save = SaveImage(str(tmp_path), writer=MicroscopyWriter, output_ext=".tif", separate_folder=False)
+    item = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": "a" * 300})
+    assert "a_trans.tif: it could not be written (File name too long" in caught(lambda: save(item))
+
+
+def test_memory_and_ctrl_c_are_a_sentence():
+    assert caught(lambda: throw(torch.OutOfMemoryError("CUDA out of memory."))).startswith("out of memory. Choose")
+    assert explain(KeyboardInterrupt()) == "stopped by Ctrl-C"
+
+
+def test_in_a_notebook_too(monkeypatch, capsys):
+    """Where IPython shows errors itself and calls no hook."""
+    shown = []
+
+    class Shell:
+        def set_custom_exc(self, kinds, handler):
+            self.kinds, self.handler = kinds, handler
+
+        def showtraceback(self, error, tb_offset=None):
+            shown.append(error[1])
+
+    shell = Shell()
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    plain_input_errors()
+    for error in (InputError("a.tif", "no pixels", "Remove it"), other := KeyError("image")):
+        assert isinstance(error, shell.kinds)
+        shell.handler(shell, type(error), error, None, tb_offset=1)
+    assert capsys.readouterr().err == "error: a.tif: no pixels. Remove it.\n"
+    assert shown == [other]

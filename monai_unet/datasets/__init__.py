@@ -5,6 +5,6 @@ no data set by name; a card names the layout (``kind``) of its archive.
 """
 
 from monai_unet.datasets.card import cards, default_folder, prepare
-from monai_unet.datasets.prepared import datalist, identity
+from monai_unet.datasets.prepared import datalist, hold_out, identity
 
-__all__ = ["cards", "datalist", "default_folder", "identity", "prepare"]
+__all__ = ["cards", "datalist", "default_folder", "hold_out", "identity", "prepare"]

@@ -5,43 +5,78 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.data import load_decathlon_datalist
+from monai.utils.enums import CommonKeys
+from monai.utils.misc import ensure_tuple
 
+from monai_unet.data import CheckedVolumeReader, MicroscopyReader
+from monai_unet.data.decoded import keeping_decoded
+from monai_unet.data.microscopy.reader import SUFFIXES
 from monai_unet.errors import InputError
 
-__all__ = ["datalist", "identity"]
+__all__ = ["datalist", "hold_out", "identity"]
+
+#: the lists that MONAI knows
+LISTS = ("training", "validation", "test")
 
 
 def datalist(folder: str | os.PathLike[str], split: str) -> list[dict[str, Any]]:
     """Read one list of the dataset.json in a folder, with absolute paths.
 
+    An item is an object of paths by key, or the path of an image alone; a list may be empty.
+
     Raises:
-        InputError: there is no dataset.json, it is not JSON, or it has no such list.
+        InputError: there is no dataset.json, it is not JSON, it has no such list, or an item is neither.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "dataset.json").write_text('{"training": [{"image": "a.png"}, {"image": "b.png"}]}')
+    ...     _ = Path(folder, "dataset.json").write_text('{"training": [{"image": "a.png"}, "b.png"]}')
     ...     [Path(item["image"]).name for item in datalist(folder, "training")]
     ['a.png', 'b.png']
     """
     file, document = _document(folder)
-    if not isinstance(document.get(split), list):
+    if not isinstance(items := document.get(split), list):
         known = ", ".join(key for key, value in document.items() if isinstance(value, list))
         raise InputError(file, f"it has no list {split!r}, only {known or 'none'}", "Choose one of these, or add it")
-    return load_decathlon_datalist(file, True, split)
+    found = [{"image": item} if isinstance(item, str) else item for item in items]
+    for number, item in enumerate(found):
+        if not isinstance(item, dict):
+            problem = f"item {number} of {split!r} is {item!r}"
+            raise InputError(file, problem, 'Write {"image": PATH, "label": PATH} or the path of an image')
+    with tempfile.TemporaryDirectory() as temporary:  # MONAI's own reader resolves the paths
+        (copy := Path(temporary) / "dataset.json").write_text(json.dumps({"items": found}), encoding="utf-8")
+        return load_decathlon_datalist(copy, True, "items", file.parent)
+
+
+def hold_out(items: Sequence[dict[str, Any]], count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Split a list into the items to train on and the last ``count``, which choose the checkpoint.
+
+    Raises:
+        InputError: there are not so many, or none would be left to train on.
+
+    >>> hold_out([{"image": "a.png"}, {"image": "b.png"}, {"image": "c.png"}], 1)
+    ([{'image': 'a.png'}, {'image': 'b.png'}], [{'image': 'c.png'}])
+    """
+    kept = len(items) - count
+    if items and kept < 1:
+        problem = f"it is {count}, and the list 'training' has {len(items)} items"
+        raise InputError("--validation_items", problem, f"Use at most {len(items) - 1}")
+    return list(items[:kept]), list(items[kept:])
 
 
 def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] | None = None) -> str:
-    """Return name and checksum of a prepared data set; the checksum of dataset.json if it contains none.
+    """Return name and checksum of a prepared data set; if its dataset.json has none, the checksum of the pixels.
 
     Args:
         folder: of dataset.json.
-        items: those used for training. If one of them is not in dataset.json (MONAI Label passes its own), the result
-            is their number and the checksum of their files.
+        items: those used; all by default. If one of them is not in dataset.json (MONAI Label passes its own), the
+            result is their number and the checksum of their pixels.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,25 +84,43 @@ def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] 
     ...     identity(folder)
     'mine sha256:1f3a'
     """
-    items = None if items is None else [{k: v for k, v in item.items() if k != "page"} for item in items]
-    if items is not None and not _listed(folder, items):
-        digest = hashlib.sha256()
-        for item in items:
-            for _, file in sorted(item.items()):
-                digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
-        return f"{len(items)} items sha256:{digest.hexdigest()}"
-    file, document = _document(folder)
-    checksum = document.get("checksum") or hashlib.sha256(file.read_bytes()).hexdigest()
+    if items is not None:  # a stack once, not once per page
+        files = [{key: value for key, value in item.items() if key != "page"} for item in items]
+        items = [item for number, item in enumerate(files) if item not in files[:number]]
+    listed = _listed(folder)
+    if items is not None and not all(item in (listed or ()) for item in items):
+        return f"{len(items)} items sha256:{_pixels(items)}"
+    document = _document(folder)[1]
+    checksum = document.get("checksum") or _pixels(items if items is not None else listed or ())
     return f"{document.get('name', 'dataset.json')} sha256:{checksum}"
 
 
-def _listed(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]]) -> bool:
+def _pixels(items: Sequence[Mapping[str, Any]]) -> str:
+    """The checksum of everything that the items hold: pixels, whatever the files' names and compression."""
+    digest = hashlib.sha256()
+    with keeping_decoded():  # for the loader
+        for item in items:
+            for key, files in sorted(item.items()):
+                digest.update(key.encode())
+                for file in ensure_tuple(files):
+                    if not isinstance(file, str | os.PathLike):
+                        digest.update(repr(file).encode())  # MSD's "fold", for example
+                        continue
+                    microscopy = Path(file).suffix.lower() in SUFFIXES
+                    label = key != CommonKeys.IMAGE
+                    reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader()
+                    array = np.ascontiguousarray(reader.get_data(reader.read(file))[0])
+                    digest.update(f"{array.dtype} {array.shape}".encode())
+                    digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _listed(folder: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
+    """All items of the dataset.json in a folder; None if there is none."""
     if not (Path(folder) / "dataset.json").is_file():
-        return False
+        return None
     document = _document(folder)[1]
-    lists = [key for key in ("training", "validation", "test") if isinstance(document.get(key), list)]
-    known = [item for key in lists for item in datalist(folder, key)]
-    return all(item in known for item in items)
+    return [item for key in LISTS if isinstance(document.get(key), list) for item in datalist(folder, key)]
 
 
 def _document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:

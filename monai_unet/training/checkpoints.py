@@ -126,8 +126,9 @@ class Checkpoints:
         seed: of the training run.
         tracking: the run in an experiment tracker, for example `monai_unet.tracking.Tracking`; it is continued.
         interval: epochs between two checkpoints.
-        resume: "true" continues from the newest intact checkpoint, "auto" if there is one, "false" starts anew and
-            moves earlier checkpoints to ``checkpoints.previous``. Booleans are accepted too.
+        resume: "true" continues from the newest intact checkpoint, "auto" if there is one, "false" starts anew.
+            Booleans are accepted too. A run that starts anew keeps earlier checkpoints and the model in
+            ``<output_dir>/previous_<number>``.
         resume_changed: continue although hyperparameters have changed; the learning rate is then the new schedule's at
             that step. The same holds for another ``max_epochs``, which is always accepted.
 
@@ -199,6 +200,8 @@ class Checkpoints:
             if rank == 0:
                 self._tidy()
             self.found = self._find() if self.resume != "false" else None
+            if rank == 0 and self.found is None:
+                self._keep_previous()
             trainer.run()
 
     def save(self, epoch_ended: bool) -> None:
@@ -236,15 +239,27 @@ class Checkpoints:
             raise stopped
 
     def _tidy(self) -> None:
-        """Remove what a killed run left half-written; move the checkpoints aside if they are not to be continued."""
+        """Remove what a killed run left half-written."""
         model = self.best.path
         for partial in [*self.folder.glob(".*.partial*"), *model.parent.glob(f".{model.stem}.*.partial*")]:
             partial.unlink()
-        if self.resume == "false" and self.folder.exists():
-            previous = self.folder.with_name("checkpoints.previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            self.folder.rename(previous)
-            logger.warning("starting anew: the checkpoints of the previous training run are now in %s", previous)
+
+    def _keep_previous(self) -> None:
+        """Keep an earlier run's checkpoints and best model in a numbered folder.
+
+        The model is copied: a server goes on with it until this run has a better one.
+        """
+        output, model = self.folder.parent, self.best.path
+        if not self.folder.exists() and not model.exists():
+            return
+        numbers = [int(path.name[9:]) for path in output.glob("previous_*") if path.name[9:].isdecimal()]
+        previous = output / f"previous_{max(numbers, default=0) + 1}"
+        previous.mkdir()
+        if model.exists():
+            shutil.copy2(model, previous)
+        if self.folder.exists():
+            self.folder.rename(previous / self.folder.name)
+        logger.warning("starting anew: model and checkpoints of the previous training run are kept in %s", previous)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
@@ -304,14 +319,5 @@ def _save(content: Mapping[str, Any], path: Path, kept: str) -> None:
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as e:  # torch's writer raises a RuntimeError whose context is the OSError
-        cause = e if isinstance(e, OSError) else e.__context__
-        if not isinstance(cause, OSError):
-            raise
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        free = shutil.disk_usage(folder).free >> 20
-        raise InputError(
-            path,
-            f"it could not be written ({cause.strerror}; {free} MiB are free); {kept}",
-            "Make room, then continue with --resume true",
-        ) from e
+    except InputError as e:
+        raise InputError(path, f"{e.problem}; {kept}", "Make room, then continue with --resume true") from e

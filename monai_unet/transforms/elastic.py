@@ -23,7 +23,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_unet.options import parse_choice
+from monai_unet.options import parse_bool, parse_choice
 
 __all__ = ["RandElasticDeformation", "RandElasticDeformationd"]
 
@@ -108,7 +108,7 @@ class RandElasticDeformation(RandomizableTransform):
         self.spatial_size = spatial_size
         self.rotate_range = rotate_range
         self.translate_range = translate_range
-        self.random_center = random_center
+        self.random_center = parse_bool("random_center", random_center)
         self.flip_prob = flip_prob
         self.sigma_in_mm = sigma_in_mm
         self.scale_range = scale_range

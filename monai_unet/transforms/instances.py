@@ -16,6 +16,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy import ndimage
 
+from monai_unet.options import parse_bool
+
 __all__ = ["LabelInstances", "LabelInstancesd", "SeparateInstances", "SeparateInstancesd"]
 
 
@@ -194,7 +196,8 @@ class LabelInstances(Transform):
             if value < 0:
                 raise ValueError(f"{name} is {value!r}; it must be at least 0, which turns it off")
         self.connectivity = _checked_connectivity(connectivity)
-        self.min_size, self.fill_holes, self.grow, self.neck = min_size, fill_holes, grow, neck
+        self.min_size, self.grow, self.neck = min_size, grow, neck
+        self.fill_holes = parse_bool("fill_holes", fill_holes)
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
         """Label the instances of one image.

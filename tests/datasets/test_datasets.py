@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from monai_unet.data import CheckedVolumeReader, DicomSeriesReader, InputError, check_volume_pairs
 from monai_unet.datasets import card as card_module
-from monai_unet.datasets import cards, datalist, identity, layouts, prepare
+from monai_unet.datasets import cards, datalist, hold_out, identity, layouts, prepare
 from monai_unet.datasets.__main__ import main
 from monai_unet.datasets.dicom_series import dicom_series
 from monai_unet.datasets.layouts import LAYOUTS, _unlabelled
@@ -276,7 +276,7 @@ def test_too_little_memory_is_not_called_damage(
 def test_an_output_that_cannot_be_written(card: dict[str, Any], tmp_path: Path) -> None:
     stack(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"out: cannot be written \(.*\). Choose another folder with --output DIR"):
+    with pytest.raises(InputError, match=r"v-00.png: it could not be written \(.*\). Choose another output folder"):
         prepare("mine", tmp_path, tmp_path / "file" / "out")
 
 
@@ -588,13 +588,53 @@ def test_a_dataset_json_that_is_not_a_datalist(tmp_path: Path) -> None:
         datalist(tmp_path, "training")
 
 
-def test_identity_of_other_items_is_that_of_their_files(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).write_text(name)
-    one, two = ({"image": str(tmp_path / name)} for name in "ab")
+def save(path: Path, value: int, **options: Any) -> str:
+    Image.fromarray(np.full((4, 5), value, np.uint8)).save(path, **options)
+    return str(path)
+
+
+def test_identity_of_other_items_is_that_of_their_pixels(tmp_path: Path) -> None:
+    one, two = ({"image": save(tmp_path / f"{value}.png", value)} for value in (1, 2))
     (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "checksum": "1", "training": [one]}))
     assert identity(tmp_path) == identity(tmp_path, [one]) == "mine sha256:1"
     assert re.fullmatch(r"2 items sha256:\w{64}", identity(tmp_path, [one, two]))
+
+
+def test_an_edited_label_changes_the_identity_of_ones_own_data(tmp_path: Path) -> None:
+    """Saved anew with other compression or under another name, it does not."""
+    items = [{"image": save(tmp_path / "a.png", 9), "label": save(tmp_path / "l.png", 1)}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "test": []}))
+    before = identity(tmp_path)
+    assert before == identity(tmp_path, items)
+    save(tmp_path / "l.png", 1, compress_level=0)
+    assert identity(tmp_path, items) == before
+    items[0]["label"] = save(tmp_path / "renamed.tif", 1)
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    assert identity(tmp_path) == before
+    save(tmp_path / "renamed.tif", 2)
+    assert identity(tmp_path, items) != before
+
+
+def test_datalists_as_people_have_them(tmp_path: Path) -> None:
+    """An empty list, plain strings as in the Decathlon, a byte order mark; one item that is none."""
+    text = (
+        '{"training": [{"image": "a.png", "label": "b.png"}], "test": ["Zürich/c.png"], "validation": [], "odd": [1]}'
+    )
+    (tmp_path / "dataset.json").write_text(text, encoding="utf-8-sig")
+    assert datalist(tmp_path, "training") == [{"image": str(tmp_path / "a.png"), "label": str(tmp_path / "b.png")}]
+    assert datalist(tmp_path, "test") == [{"image": str(tmp_path / "Zürich" / "c.png")}]
+    assert datalist(tmp_path, "validation") == []
+    with pytest.raises(InputError, match=r"dataset.json: item 0 of 'odd' is 1\. Write \{"):
+        datalist(tmp_path, "odd")
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_more_items_held_out_than_there_are(count: int) -> None:
+    items = [{"image": name} for name in "abc"]
+    with pytest.raises(InputError, match=rf"^--validation_items: it is {count}, .* has 3 items\. Use at most 2\.$"):
+        hold_out(items, count)
+    assert hold_out(items, 0) == (items, [])
+    assert hold_out([], 2) == ([], [])
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -184,13 +184,27 @@ def test_resuming_a_complete_run_does_nothing(whole, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_a_new_run_moves_the_previous_checkpoints_aside(tmp_path):
+def test_a_new_run_keeps_each_previous_one_with_its_model(tmp_path):
     stopped(tmp_path, 6)
-    former = files(tmp_path)
+    former, model = files(tmp_path), (tmp_path / "model.pt").read_bytes()
     stopped(tmp_path, 2)
     assert files(tmp_path) == ["step_00000000.pt", "step_00000002.pt"]
-    assert sorted(path.name for path in (tmp_path / "checkpoints.previous").iterdir()) == former
-    assert next(iter(train(tmp_path, resume=True))) == 3
+    first = tmp_path / "previous_1"
+    assert files(first) == former
+    assert (first / "model.pt").read_bytes() == (tmp_path / "model.pt").read_bytes() == model  # none better so far
+    train(tmp_path, learning_rate=0.02)
+    assert files(tmp_path / "previous_2") == ["step_00000000.pt", "step_00000002.pt"]
+    assert (tmp_path / "model.pt").read_bytes() != model
+    assert (first / "model.pt").read_bytes() == model
+
+
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_a_model_without_checkpoints_is_kept_too(resume, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"the bundle's own")
+    train(tmp_path, epochs=1, resume=resume)
+    assert (tmp_path / "previous_1" / "model.pt").read_bytes() == b"the bundle's own"
+    train(tmp_path, epochs=2, resume="auto")
+    assert not (tmp_path / "previous_2").exists()
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
