@@ -105,7 +105,7 @@ def explain(error: BaseException) -> str | None:
             return f"{cause.filename or 'the output'}: {cause.strerror}. {UNWRITABLE[cause.errno]}."
         if isinstance(cause, Exception) and _refused(cause):
             return str(cause)
-        if found := re.search(r"^\S*InputError: (.+)$", str(cause), re.MULTILINE):
+        if found := re.search(r"^(?:\S*InputError: |\w*Error: \[Errno \d+\] )(.+)$", str(cause), re.MULTILINE):
             return found[1]  # MONAI's SaveImage raises an error of its own, with the traceback as its text
         if out_of_memory(cause):
             return "out of memory. Choose a smaller --tile_size or --averaging none, or close other programs."
