@@ -420,6 +420,16 @@ def test_zip(tmp_path: Path, inner: str) -> None:
         load(archive)
 
 
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(9):
+            with archive.open(f"{k}.dcm", "w", force_zip64=True) as member:
+                for _ in range(8):
+                    member.write(bytes(1 << 24))
+    with cases.memory_below(1 << 27), pytest.raises(InputError, match=r"unpack to 1.125 GiB, more than 100 times its"):
+        load(tmp_path / "a.zip")
+
+
 def test_list_of_files_and_choice_of_series(tmp_path: Path) -> None:
     paths = write_series(tmp_path)
     _two(tmp_path, _set(SeriesInstanceUID=uid("other")))

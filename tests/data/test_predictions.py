@@ -307,7 +307,7 @@ def test_a_mask_that_was_not_brought_back_is_refused(tmp_path: Path) -> None:
     assert "the mask's affine is not its source's: apply Invertd" in (tmp_path / "out" / "failures.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["overwrite", "rtstruct", "keep_names"])
+@pytest.mark.parametrize("name", ["overwrite", "rtstruct", "keep_names", "deidentify"])
 def test_a_switch_is_true_or_false(tmp_path: Path, name: str) -> None:
     nifti(tmp_path / "in" / "a.nii.gz")
     with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -319,6 +319,33 @@ def test_a_switch_is_true_or_false(tmp_path: Path, name: str) -> None:
 
 
 MARK = "Geheim"
+
+
+def test_deidentified_results_keep_no_word_of_patient_or_study(tmp_path: Path) -> None:
+    text = (
+        "PatientName",
+        "PatientID",
+        "StudyDescription",
+        "AccessionNumber",
+        "InstitutionName",
+        "StationName",
+        "StudyID",
+    )
+    more = (
+        "ReferringPhysicianName",
+        "PhysiciansOfRecord",
+        "OtherPatientNames",
+        "PatientComments",
+        "DeviceSerialNumber",
+    )
+    private = {**dict.fromkeys(text + more, MARK), "StudyDate": "19991231", "PatientBirthDate": "19991230"}
+    series(tmp_path / "in", "one", slices=range(3), **private, PatientSex="F", PatientAge="042Y")
+    predict(tmp_path / "in", tmp_path / "out", rtstruct="true", deidentify="true")
+    for path in (tmp_path / "out").iterdir():
+        content, dataset = path.read_bytes(), pydicom.dcmread(path)
+        assert not any(secret in content for secret in (MARK.encode(), b"19991231", b"19991230", b"042Y"))
+        assert (dataset.StudyInstanceUID, dataset.PatientIdentityRemoved) == (uid("study"), "YES")
+        assert complaints(path) == ""
 
 
 def test_no_name_leaves_the_input(

@@ -148,24 +148,48 @@ def test_two_series_in_a_folder_are_refused_until_one_is_chosen(tmp_path: Path) 
     one, two = (Pseudonyms()(uid(name)) for name in ("one", "two"))
     problem, cure = studies[0].explain(studies[0].error)
     assert problem == f"2 series: {one} (6 files); {two} (4 files)"
-    assert cure == f"Choose one with --series_uid {one}"
+    assert cure == f"Choose one with --series {one}, or by its description or number"
     for choice in (two, uid("two")):
-        (study,) = find_studies(tmp_path, series_uid=choice)
+        (study,) = find_studies(tmp_path, series=choice)
         assert (study.name, len(study.files), study.error) == (two, 4, None)
         assert StudyReader().get_data(study.files)[0].shape[2] == 4
     with pytest.raises(InputError, match="input: no such series. List them with: python -m monai_unet.data check PATH"):
-        find_studies(tmp_path, series_uid="1.2.3")
+        find_studies(tmp_path, series="1.2.3")
 
 
-def test_two_series_in_a_zip_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
-        archive.writestr("README", "no DICOM, and the first")
-        for name in ("one", "two"):
-            for path in series(tmp_path / name, name):
-                archive.write(path, f"{name}/{path.name}")
-    for options in ({}, {"series_uid": uid("one")}):
-        (study,) = find_studies(tmp_path / "e.zip", **options)
-        assert study.error.cure == "Unpack it, then choose one with --series_uid"
+def test_a_series_is_chosen_in_every_folder_and_zip(tmp_path: Path) -> None:
+    """Two patients, one in a zip: by description in any case, by number; a broken slice is not lost from sight."""
+    for patient in ("a", "b"):
+        for number, kind in enumerate(("T1 MPRAGE", "t2"), start=1):
+            values = {"SeriesDescription": kind, "SeriesNumber": number}
+            series(
+                tmp_path / "in" / patient, patient + kind, file=f"{kind}{{:d}}.dcm", slices=range(2 + number), **values
+            )
+    shutil.make_archive(str(tmp_path / "in" / "b"), "zip", tmp_path / "in" / "b")
+    shutil.rmtree(tmp_path / "in" / "b")
+    for choice, slices in (("t1*", 3), ("T2", 4), (2, 4)):
+        studies = find_studies(tmp_path / "in", series=choice)
+        assert [study.error for study in studies] == [None, None]
+        assert [StudyReader().get_data(study.files)[0].shape[2] for study in studies] == [slices, slices]
+    assert all("4 files" in study.error.problem for study in find_studies(tmp_path / "in", series="t*"))
+    with zipfile.ZipFile(tmp_path / "in" / "b.zip", "a") as archive:
+        archive.writestr("t29.dcm", b"")
+    study = find_studies(tmp_path / "in", series="t2")[1]
+    with pytest.raises(InputError, match="empty file") as caught:
+        StudyReader().get_data(study.files)
+    assert study.explain(caught.value)[0] == "file 5 of 5: empty file"
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "a.img", "a.mgz", "a.tar.gz", "a.TGZ"])
+def test_files_of_other_formats_are_listed(tmp_path: Path, name: str) -> None:
+    nifti(tmp_path / "in" / "b.nii.gz")
+    (tmp_path / "in" / name).write_bytes(b"content")
+    (tmp_path / "in" / "a.img").write_bytes(b"content of a.hdr")
+    found = [study for study in find_studies(tmp_path / "in") if name in study.place]
+    assert found[0].explain(found[0].error)[0] == f"{name[1:].lower()} files are not read here"
+    assert len(find_studies(tmp_path / "in")) == 2 + (name not in ("a.hdr", "a.img"))
+    (alone,) = find_studies(tmp_path / "in" / name)
+    assert alone.error is not None
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -298,9 +322,9 @@ def test_check_lists_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["check", str(root)]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split() == ["study", "kind", "size", "voxel", "in", "mm", "axes", "problem"]
+    assert lines[0].split() == ["study", "kind", "size", "voxel", "in", "mm", "axes", "image", "type", "problem"]
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:3]}
-    assert rows[Pseudonyms()(uid("one"))] == "CT 20 x 16 x 6 0.7 x 0.8 x 2.5 LPS"
+    assert rows[Pseudonyms()(uid("one"))] == "CT 20 x 16 x 6 0.7 x 0.8 x 2.5 LPS ORIGINAL/PRIMARY/AXIAL"
     assert "volume 5 x 4 x 3 1 x 2 x 3 RAS" in rows.values()
     assert lines[3].startswith("0 of 2 have a problem; which is which: ")
     assert "Geheim" not in out
@@ -318,11 +342,25 @@ def test_check_lists_problems_and_choices(tmp_path: Path, capsys: pytest.Capture
         (line,) = [line for line in out.splitlines() if line.startswith(Pseudonyms()(uid(name)))]
         assert f"20 x 16 x {size}" in line
         assert "one of 2 series of " in line
-        assert line.endswith("choose one with --series_uid")
+        assert line.endswith("choose one with --series")
     assert "3 of 3 have a problem" in out
     assert "Geheim" not in out
     assert main(["check", str(root), "--keep-names"]) == 1
     assert "Geheim1.dcm" in capsys.readouterr().out
+
+
+def test_check_shows_what_tells_series_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a series with a problem too: two echoes in one are why it does not read."""
+    series(tmp_path, "one", SeriesDescription="Geheim", SeriesNumber=7, EchoTime=30.5, DiffusionBValue=1000)
+    series(tmp_path, "one", file="b{:d}.dcm", SeriesDescription="Geheim", SeriesNumber=7, EchoTime=9, DiffusionBValue=0)
+    assert main(["check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    for column in ("number", "echo time", "b-value", "image type"):
+        assert column in out
+    assert "CT 7 30.5, 9.0 0.0, 1000.0 ORIGINAL/PRIMARY/AXIAL" in " ".join(out.split())
+    assert "Geheim" not in out
+    main(["check", str(tmp_path), "--keep-names"])
+    assert "Geheim" in capsys.readouterr().out
 
 
 def test_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,15 @@ def test_nifti_plain_and_with_a_trailing_axis(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array, MASK)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_whose_suffix_is_wrong_about_compression(tmp_path: Path, name: str) -> None:
+    _source(tmp_path / "right.nii")
+    content = (tmp_path / "right.nii").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("nii") else content)
+    write_volume(tmp_path / "out" / name, MASK, tmp_path / name)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "out" / name).dataobj), MASK)
+
+
 @pytest.mark.parametrize(
     ("suffix", "result"), [(".nrrd", ".nrrd"), (".nhdr", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")]
 )

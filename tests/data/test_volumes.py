@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_cases import memory_below
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from monai.data import NibabelReader
@@ -122,6 +124,31 @@ def test_voxels_in_a_file_of_their_own(tmp_path: Path, name: str) -> None:
     (tmp_path / "b.raw").unlink()
     with pytest.raises(InputError, match=r"should be in one file b.raw, which does not exist"):
         load(tmp_path / name)
+
+
+def test_a_template_space_in_the_sform_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A qform of the scanner and an sform of a template differ legally, voxel sizes included."""
+    image, template = nib.Nifti1Image(DATA, None), np.diag([2.0, 2, 2, 1])
+    image.set_qform(affine_of(oblique()), 1)
+    image.set_sform(template, 4)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(load(tmp_path / "a.nii")[1]["affine"], template)
+    assert "sform and qform are of different spaces" in caplog.text
+
+
+def test_a_small_shear_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sheared = affine_of(np.eye(3))
+    sheared[0, 1] += 5e-4
+    nib.save(nib.Nifti1Image(DATA, sheared), tmp_path / "a.nii")
+    load(tmp_path / "a.nii")
+    assert "axes 0.041 degrees off right angles: taken as straight" in caplog.text
+
+
+def test_content_beyond_the_free_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monai_unet.data.volumes.nifti.available_bytes", lambda device: 1 << 26)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(1 << 28)))
+    with memory_below(1 << 27), pytest.raises(InputError, match="MiB that unpack to more than half of the free memory"):
+        load(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
@@ -252,6 +279,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "trailing gzip NRRD": (_bytes("gzip.nrrd", lambda c: c + b"more"), "other data follow"),
     "NRRD without space": (
         _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is None, which is not"
+    ),
+    "NRRD in micrometres": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"space:", b'space units: "um" "um" "um"\nspace:', 1)),
+        "space units are um, not mm",
+    ),
+    "gzip NRRD that unpacks to more than it says": (
+        _bytes("gzip.nrrd", lambda c: c.split(b"\n\n", 1)[0] + b"\n\n" + gzip.compress(bytes(1 << 27))),
+        "421 bytes of voxels where the header says 420",
     ),
     "NRRD without directions": (
         _bytes("raw.nrrd", lambda c: c.replace(b"space directions", b"# directions")), "no space directions: the"

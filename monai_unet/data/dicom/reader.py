@@ -35,7 +35,7 @@ class DicomSeriesReader(ImageReader):
     list of files.
 
     Args:
-        series: the SeriesInstanceUID to read if there are several series.
+        series: which to read if there are several: its SeriesDescription ("t1*"), SeriesNumber or UID.
         check_count: whether fewer slices than the header declares are an error.
 
     Raises:

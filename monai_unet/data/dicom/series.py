@@ -10,8 +10,9 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -44,9 +45,27 @@ BARE_DATASET = re.compile(rb"[\x02\x08]\0[\0-\x70]\0(UL|OB|UI|CS|[\x02-\x40]\0\0
 DIGITS = re.compile(r"\d[\da-f]*|\b[\da-f]{8,}", re.IGNORECASE)
 #: Changes of the character set (ISO 2022); pydicom leaves those of GB 2312 in the text.
 ESCAPE = re.compile(r"\x1b[ -/]+[0-~]")
+#: A zip that unpacks to more than both holds no images.
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 100
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 #: Attributes without which a result cannot refer to its source.
 REFERENCES = ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID")
+#: What a de-identified header keeps: UIDs, modality and geometry.
+KEPT = (
+    *REFERENCES,
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImageType",
+    "ImagePositionPatient",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "DimensionIndexSequence",
+    "DimensionOrganizationSequence",
+)
 #: Patient and study attributes that highdicom requires; the standard lets them be empty (type 2).
 TYPE_2 = (
     "PatientName",
@@ -110,6 +129,18 @@ class Series:
             cure = "bring it back to the source's grid"
             raise ValueError(f"the mask has shape {mask.shape}, its source {self.shape}: {cure}")
         return mask.transpose(2, 1, 0)[np.argsort(self.order)]
+
+    def deidentified(self) -> Series:
+        """The series with headers of which nothing is left but what says where the images are, and UIDs."""
+        from pydicom import Dataset
+
+        headers = []
+        for header in self.headers:
+            bare = Dataset({header[keyword].tag: header[keyword] for keyword in KEPT if keyword in header})
+            bare.PatientIdentityRemoved, bare.DeidentificationMethod = "YES", "monai_unet: patient and study left empty"
+            bare.file_meta = header.file_meta
+            headers.append(bare)
+        return replace(self, headers=headers)
 
     @cached_property
     def source_images(self) -> list[Dataset]:
@@ -176,16 +207,14 @@ def _complete(header: Dataset, keyword: str) -> None:
         setattr(header, keyword, "")
 
 
-def read_series(
-    paths: Sequence[str | os.PathLike[str]], series_uid: str | None = None, check_count: bool = True
-) -> Series:
+def read_series(paths: Sequence[str | os.PathLike[str]], series: str | None = None, check_count: bool = True) -> Series:
     """Collect the images of one series and check that they are one volume; see `stack` for the rules.
 
     Files that are not images are skipped and counted in the log.
 
     Args:
-        paths: a folder (nested or not), a zip, a multi-frame file, or the files of the series.
-        series_uid: the SeriesInstanceUID to read if there are several series.
+        paths: a folder (nested or not), a zip, a multi-frame file, or the files of the series or their paths in a zip.
+        series: which to read if there are several: its SeriesDescription ("t1*"), SeriesNumber or UID.
         check_count: whether fewer slices than a header declares are an error.
 
     Raises:
@@ -200,7 +229,7 @@ def read_series(
     path = str(paths[0] if len(paths) == 1 else Path(paths[0]).parent)
     with reading(path):
         images, strays = _read_headers(path, [str(p) for p in paths])
-        headers = _without_screens(_choose(path, images, series_uid))
+        headers = _without_screens(_choose(path, images, series))
         planes: list[Plane] = []
         for source, header in headers.items():
             with reading(source):
@@ -238,10 +267,33 @@ def list_sources(path: str | os.PathLike[str]) -> list[Source]:
             raise InputError(path, "no such file or folder", "Check the path")
         elif root.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(root)
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > max(BOMB_BYTES, BOMB_RATIO * root.stat().st_size):
+                problem = f"it would unpack to {unpacked / 2**30:.4g} GiB, more than {BOMB_RATIO} times its size"
+                raise InputError(path, problem, "Unpack it, and check what is in it")
             found = [zipfile.Path(archive, name) for name in sorted(archive.namelist()) if not name.endswith("/")]
         else:
             found = [root]
     return [source for source in found if not source.name.startswith(".") and "__MACOSX" not in str(source)]
+
+
+def list_all(paths: Iterable[str]) -> list[Source]:
+    """List the sources of several paths, of which some may be in a zip, which is opened once.
+
+    Raises:
+        InputError: see `list_sources`.
+    """
+    sources: list[Source] = []
+    members: dict[Path, dict[str, Source]] = {}
+    for path in paths:
+        archive = next((p for p in Path(path).parents if p.suffix.lower() == ".zip" and p.is_file()), None)
+        if archive is None:
+            sources += list_sources(path)
+            continue
+        if archive not in members:
+            members[archive] = {str(source): source for source in list_sources(archive)}
+        sources.append(members[archive][path])
+    return sources
 
 
 def read_header(source: Source) -> Dataset | None:
@@ -268,7 +320,7 @@ def _read_headers(path: str, paths: Sequence[str]) -> tuple[dict[Source, Dataset
     strays: dict[Source, Dataset] = {}
     others: list[Source] = []
     companions: list[str] = []
-    for source in (source for p in paths for source in list_sources(p)):
+    for source in list_all(paths):
         with reading(source):
             header = read_header(source)
             if header is None:
@@ -351,17 +403,34 @@ def _like_a_slice(source: Source, images: dict[Source, Dataset]) -> bool:
     return b"\0" in start
 
 
-def _choose(path: str, images: dict[Source, Dataset], series_uid: str | None) -> dict[Source, Dataset]:
+def is_chosen(pattern: object, uid: str, values: Mapping[str, Iterable[str]]) -> bool:
+    """Whether a series is meant by its UID, number or description, in upper or lower case and with * and ?.
+
+    >>> is_chosen("t1*", "1.2.3", {"SeriesNumber": ["4"], "SeriesDescription": ["T1 MPRAGE"]})
+    True
+    """
+    wanted = str(pattern).lower()
+    descriptions = values.get("SeriesDescription", ())
+    return wanted in (uid, *values.get("SeriesNumber", ())) or any(fnmatchcase(d.lower(), wanted) for d in descriptions)
+
+
+def _choose(path: str, images: dict[Source, Dataset], series: str | None) -> dict[Source, Dataset]:
     groups: dict[str, dict[Source, Dataset]] = {}
     for source, header in images.items():
         groups.setdefault(str(header.SeriesInstanceUID), {})[source] = header
-    if series_uid in groups:
-        return groups[series_uid]
-    if len(groups) == 1 and series_uid is None:
-        return next(iter(groups.values()))
+    chosen = groups
+    if series is not None:
+        chosen = {}
+        for uid, group in groups.items():
+            header = next(iter(group.values()))
+            values = {key: [str(header.get(key) or "")] for key in ("SeriesNumber", "SeriesDescription")}
+            if is_chosen(series, uid, values):
+                chosen[uid] = group
+    if len(chosen) == 1:
+        return next(iter(chosen.values()))
     listed = "; ".join(
         f"{uid} ({next(iter(g.values())).get('SeriesDescription') or 'no description'}, {len(g)} files)"
-        for uid, g in groups.items()
+        for uid, g in (chosen or groups).items()
     )
-    problem = f"{len(groups)} series" if series_uid is None else f"no series {series_uid}; found"
+    problem = f"{len(chosen)} series" if chosen else f"no series {series}; found"
     raise InputError(path, f"{problem}: {listed}", f'Choose one with series="{next(iter(groups))}" or its folder')

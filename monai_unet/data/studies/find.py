@@ -9,8 +9,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from monai_unet.data.dicom.series import is_chosen
 from monai_unet.data.dicom.silence import silence_dicom_libraries
-from monai_unet.data.studies.locations import Location, find_locations
+from monai_unet.data.studies.locations import UNREAD, Location, find_locations
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, volume_suffix
 from monai_unet.errors import InputError
@@ -21,7 +22,7 @@ __all__ = ["find_studies"]
 
 def find_studies(
     path: str | os.PathLike[str],
-    series_uid: str | None = None,
+    series: str | None = None,
     keep_names: bool | str = False,
     without: str | os.PathLike[str] | None = None,
 ) -> list[Study]:
@@ -33,7 +34,8 @@ def find_studies(
 
     Args:
         path: a file, or a folder to any depth.
-        series_uid: the only DICOM series to find: its UID or its pseudonym.
+        series: the DICOM series to find, the only ones: their SeriesDescription ("t1*"), their SeriesNumber, or the UID
+            or pseudonym of one.
         keep_names: whether names and errors of studies may contain paths; "true" and "false" are understood.
         without: a folder below the path to leave out, such as that of the results.
 
@@ -59,9 +61,11 @@ def find_studies(
         raise InputError("output_dir", "the input's own folder: results would be taken for studies", "Name another")
     with silence_dicom_libraries:  # once: setting levels of loggers for every file takes time
         locations = find_locations(root, skip)
-    if series_uid is not None:
-        wanted = {str(series_uid)}
-        wanted |= {uid for location in locations for uid in location.series if pseudonyms(uid) == series_uid}
+    if series is not None:
+        facts = {uid: facts for location in locations for uid, facts in location.facts.items()}
+        wanted = {
+            uid for uid, values in facts.items() if str(series) == pseudonyms(uid) or is_chosen(series, uid, values)
+        }
         locations = [location.only(wanted) for location in locations if wanted & set(location.series)]
         if not locations:
             raise InputError("input", "no such series", "List them with: python -m monai_unet.data check PATH")
@@ -75,16 +79,19 @@ def find_studies(
         if named:
             *folders, last = location.path.relative_to(root).parts or (root.name,)
             name = "_".join((*folders, last[: len(last) - len(volume_suffix(last))], name))
-        error = _refusal(location, pseudonyms) if len(location.series) > 1 else None
+        error = _refusal(location, pseudonyms)
         files = tuple(sorted(location.files))
-        studies.append(Study(name, str(location.path), files, location.series, error, named))
+        studies.append(Study(name, str(location.path), files, location.series, error, named, location.facts))
     pseudonyms.remember((s.name, s.place, " ".join(s.series)) for s in studies)
     return studies
 
 
-def _refusal(location: Location, pseudonyms: Pseudonyms) -> InputError:
+def _refusal(location: Location, pseudonyms: Pseudonyms) -> InputError | None:
+    unread = next((suffix for suffix in UNREAD if location.path.name.lower().endswith(suffix)), None)
+    if unread and location.path.is_file() and not location.series:
+        return InputError(location.path, f"{unread} files are not read here", UNREAD[unread])
+    if len(location.series) < 2:
+        return None
     listed = "; ".join(f"{pseudonyms(uid)} ({len(files)} files)" for uid, files in location.series.items())
-    cure = f"Choose one with --series_uid {pseudonyms(next(iter(location.series)))}"
-    if location.path.is_file():
-        cure = "Unpack it, then choose one with --series_uid"
+    cure = f"Choose one with --series {pseudonyms(next(iter(location.series)))}, or by its description or number"
     return InputError(location.path, f"{len(location.series)} series: {listed}", cure)

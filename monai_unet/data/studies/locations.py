@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_unet.data.dicom.series import DICOM_SUFFIXES, is_image, list_sources, read_header
+from monai_unet.data.dicom.series import DICOM_SUFFIXES, Source, is_image, list_sources, read_header
 from monai_unet.data.dicom.silence import reading
-from monai_unet.data.studies.study import volume_suffix
+from monai_unet.data.studies.study import Facts, volume_suffix
 from monai_unet.errors import InputError
 
 __all__ = ["Location", "find_locations"]
+
+
+#: Files that people take for studies, and what to do with each: they are listed, not ignored.
+UNREAD = {
+    **dict.fromkeys((".hdr", ".img"), "Convert it to .nii.gz, for example with fslchfiletype NIFTI_GZ"),
+    **dict.fromkeys((".mgz", ".mgh"), "Convert it to .nii.gz, for example with mri_convert"),
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".7z", ".rar"), "Unpack it"),
+}
+
+
+#: What tells series apart.
+FACTS = ("SeriesNumber", "EchoTime", "DiffusionBValue", "ImageType", "SeriesDescription", "Modality")
 
 
 @dataclass
@@ -25,6 +38,8 @@ class Location:
         series: of each SeriesInstanceUID, the files or members of the zip.
         instances: SOPInstanceUIDs.
         companions: DICOM objects without images.
+        facts: of each SeriesInstanceUID, the values that its headers have of each attribute in `FACTS`.
+        members: the files, or those in the zip.
 
     >>> Location(Path("study.zip"), ["study.zip"], {"1.2": ["study.zip/a.dcm"]}).identity()
     '1.2'
@@ -35,6 +50,8 @@ class Location:
     series: dict[str, list[str]] = field(default_factory=dict)
     instances: set[str] = field(default_factory=set)
     companions: list[str] = field(default_factory=list)
+    facts: dict[str, Facts] = field(default_factory=dict)
+    members: list[str] = field(default_factory=list)
 
     def identity(self) -> str:
         """What a pseudonym stands for: the series, else the content of the file, else the path."""
@@ -50,12 +67,11 @@ class Location:
         return f"{digest.hexdigest()} {self.path}" if detached else digest.hexdigest()
 
     def only(self, wanted: set[str]) -> Location:
-        """The location without the files of other series; a zip stays as it is."""
+        """The location without the files of other series."""
         others = {file for uid, files in self.series.items() if uid not in wanted for file in files}
-        if not others <= set(self.files):
-            return self
-        files = [file for file in self.files if file not in others]
-        return Location(self.path, files, {uid: files for uid, files in self.series.items() if uid in wanted})
+        files = [file for file in self.members if file not in others] if others else self.files
+        series = {uid: files for uid, files in self.series.items() if uid in wanted}
+        return Location(self.path, files, series, facts=self.facts)
 
 
 def find_locations(root: Path, without: Path | None = None) -> list[Location]:
@@ -92,7 +108,8 @@ def find_locations(root: Path, without: Path | None = None) -> list[Location]:
         visited.add(folder.resolve())
         subfolders[:] = sorted(s for s in subfolders if _is_visible(s) and (folder / s).resolve() != without)
         files = [str(folder / n) for n in sorted(names) if _is_visible(n)]
-        alone = [f for f in files if volume_suffix(f) or f.lower().endswith(".zip")]
+        files = [f for f in files if not (f.lower().endswith(".img") and f"{f[:-4]}.hdr" in files)]
+        alone = [f for f in files if volume_suffix(f) or f.lower().endswith((".zip", *UNREAD))]
         found = [_scan(Path(f), [f]) for f in alone]
         rest = _scan(folder, [f for f in files if f not in alone])
         if rest.series or any(f.lower().endswith(DICOM_SUFFIXES) for f in rest.files if f not in rest.companions):
@@ -113,9 +130,10 @@ def _scan(path: Path, files: list[str]) -> Location:
     location = Location(path, files)
     for file in files:
         try:
-            sources = [] if volume_suffix(file) else list_sources(file)
+            sources: list[Source] = [] if volume_suffix(file) else list_sources(file)
         except InputError:
-            continue  # reading it will give the error
+            sources = []  # reading it will give the error
+        location.members += [str(source) for source in sources] or [file]
         for source in sources:
             try:
                 with reading(source):
@@ -126,6 +144,11 @@ def _scan(path: Path, files: list[str]) -> Location:
                     elif uid := str(header.get("SeriesInstanceUID") or ""):
                         location.instances.add(str(header.get("SOPInstanceUID")))
                         location.series.setdefault(uid, []).append(str(source))
+                        for keyword in FACTS:
+                            value = header.get(keyword)
+                            words = value if isinstance(value, MutableSequence) else [] if value is None else [value]
+                            found = location.facts.setdefault(uid, {}).setdefault(keyword, set())
+                            found.add("/".join(map(str, words)))
             except (InputError, ImportError):
                 continue
     return location
@@ -140,6 +163,8 @@ def _join(locations: list[Location]) -> list[Location]:
                 other.path = Path(os.path.commonpath([other.path, location.path]))
                 other.files += location.files
                 other.instances |= location.instances
+                other.members += location.members
+                other.facts = {**location.facts, **other.facts}
                 for uid, files in location.series.items():
                     other.series.setdefault(uid, []).extend(files)
                 break

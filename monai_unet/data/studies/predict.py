@@ -40,6 +40,7 @@ class StudyWriter:
         algorithm: name, version and family, as in `write_seg`.
         reader: the reader of the studies, which keeps the series it has just read.
         rtstruct: for DICOM, whether to write ``<name>_rtstruct.dcm`` too; "true" and "false" are understood.
+        deidentify: for DICOM, whether results leave out all of patient and study but UIDs.
 
     >>> writer = StudyWriter("results", segments=[], algorithm={}, reader=StudyReader(), rtstruct="true")
     >>> [path.name for path in writer.paths(Study("5f3a", "in/1", ("in/1/IM1", "in/1/IM2")))]
@@ -53,10 +54,12 @@ class StudyWriter:
         algorithm: Mapping[str, Any],
         reader: StudyReader,
         rtstruct: bool | str = False,
+        deidentify: bool | str = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.segments, self.algorithm, self.reader = segments, algorithm, reader
         self.rtstruct = parse_bool("rtstruct", rtstruct)
+        self.deidentify = parse_bool("deidentify", deidentify)
 
     def paths(self, study: Study) -> list[Path]:
         """The files of a study's results."""
@@ -76,12 +79,15 @@ class StudyWriter:
         if source is None or not np.allclose(pred.affine.numpy(force=True), source, atol=1e-3):
             raise ValueError("the mask's affine is not its source's: apply Invertd")
         writers = {"seg": write_seg, "rtstruct": write_rtstruct}
+        series = self.reader.last
+        if series is not None and self.deidentify:
+            series = series.deidentified()
         for path in paths:
-            if self.reader.last is None:
+            if series is None:
                 write_volume(path, mask, study.files[0])
             else:
                 write = writers[path.stem.rpartition("_")[2]]
-                write(path, mask, self.reader.last, self.segments, self.algorithm)
+                write(path, mask, series, self.segments, self.algorithm)
 
 
 def predict_studies(

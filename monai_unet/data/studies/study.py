@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 from monai.config import PathLike
 
 from monai_unet.data.dicom.reader import DicomSeriesReader, read_volume
-from monai_unet.data.dicom.series import Series, list_sources, read_series
+from monai_unet.data.dicom.series import Series, list_all, read_series
 from monai_unet.data.volumes.itk import META, NRRD
 from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.data.volumes.reader import CheckedVolumeReader
@@ -30,6 +30,10 @@ def volume_suffix(path: str) -> str:
     return next((suffix for suffix in (*NIFTI, *NRRD, *META) if path.lower().endswith(suffix)), "")
 
 
+#: Attribute → its values in the headers of a series.
+Facts: TypeAlias = dict[str, set[str]]
+
+
 @dataclass(frozen=True)
 class Study:
     """One series or volume, or a folder or file in which one was expected.
@@ -37,10 +41,12 @@ class Study:
     Attributes:
         name: of the results: the pseudonym; with ``keep_names``, after the path below the input.
         place: the folder or file.
-        files: the argument of `StudyReader`: the files of the series in the order of their names, or a volume or zip.
+        files: the argument of `StudyReader`: the files of the series in the order of their names, a volume or zip, or
+            members of a zip.
         series: the files of each SeriesInstanceUID.
         error: why it cannot be read, if that is known before reading.
         keep_names: whether `explain` may name files.
+        facts: of each SeriesInstanceUID, what tells it apart.
 
     >>> study = Study("5f3a", "/data/Doe", ("/data/Doe/1.dcm", "/data/Doe/2.dcm"))
     >>> study.explain(InputError("/data/Doe/2.dcm", "empty file", "Fetch it again"))
@@ -53,6 +59,7 @@ class Study:
     series: dict[str, list[str]] = field(default_factory=dict)
     error: InputError | None = None
     keep_names: bool = False
+    facts: dict[str, Facts] = field(default_factory=dict)
 
     def explain(self, error: BaseException) -> tuple[str, str]:
         """Problem and cure of an error, without names, paths and UIDs; files are "file 3 of 35", in order of names."""
@@ -75,7 +82,7 @@ class Study:
     def _numbers(self) -> dict[str, str]:
         """A name for each file, or each member of the zip, by their order."""
         try:
-            sources = [str(source) for file in self.files for source in list_sources(file)]
+            sources = [str(source) for source in list_all(self.files)]
         except InputError:
             sources = list(self.files)
         return {source: f"file {number} of {len(sources)}" for number, source in enumerate(sources, start=1)}

@@ -26,8 +26,8 @@ def check_length(path: Path, found: int, expected: int, unit: str) -> None:
         raise InputError(path, f"{found} {unit} where the header says {expected}: {fault}", SAVE_AGAIN)
 
 
-def check_affine(path: Path, affine: Affine) -> None:
-    """Raise if an affine (4, 4) is not finite, or its voxels have no size or no right angles."""
+def check_affine(path: Path, affine: Affine) -> float:
+    """Raise if an affine (4, 4) is not finite, or its voxels have no size or no right angles; return how far off."""
     if not np.isfinite(affine).all():
         raise InputError(path, "the affine holds NaN or Inf", "Correct the header")
     voxel = voxel_size(affine)
@@ -37,6 +37,7 @@ def check_affine(path: Path, affine: Affine) -> None:
     if (worst := np.abs(cosines - np.eye(3)).max()) > 1e-3:
         problem = f"sheared or singular affine: its axes meet at {math.degrees(math.acos(min(worst, 1))):.4g} degrees"
         raise InputError(path, problem, "Resample it to a straight grid")
+    return float(worst)
 
 
 def voxel_size(affine: Affine) -> Affine:

@@ -49,7 +49,6 @@ def load_itk(path: Path, content: bytes) -> Decoded:
     sitk, is_nrrd = require("SimpleITK", "volumes"), path.name.lower().endswith(NRRD)
     header = (_nrrd_header if is_nrrd else _meta_header)(path, content)
     voxels = header.voxels if header.other_file is None else _read_other(path, header.other_file)
-    voxels = _inflate(voxels) if header.is_compressed else voxels
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -59,7 +58,9 @@ def load_itk(path: Path, content: bytes) -> Decoded:
         problem = f"{len(shape)}-D with {components} numbers per voxel: 3-D with one is required"
         raise InputError(path, problem, "Save one volume per file")
     voxel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    check_length(path, len(voxels), math.prod(shape) * voxel_bytes, "bytes of voxels")
+    expected = math.prod(shape) * voxel_bytes
+    voxels = _inflate(voxels, expected) if header.is_compressed else voxels
+    check_length(path, len(voxels), expected, "bytes of voxels")
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -89,6 +90,10 @@ def _nrrd_header(path: Path, content: bytes) -> _Header:
     if fields.get("space", "").lower() not in NRRD_SPACES:
         problem = f"space is {fields.get('space')}, which is not anatomical"
         raise InputError(path, problem, "Save it with space LPS or RAS")
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", "")))
+    if units - {"mm", "millimeter", "millimetre", ""}:
+        problem = f"space units are {', '.join(sorted(units))}, not mm"
+        raise InputError(path, problem, "Convert directions and origin to mm")
     if (encoding := fields.get("encoding", "")) not in ("raw", "gzip", "gz"):
         raise InputError(path, f"encoding {encoding} is not checked here", "Save it as raw or gzip")
     return _Header(fields, voxels, fields.get("data file", fields.get("datafile")), encoding != "raw")
@@ -129,10 +134,10 @@ def _read_other(path: Path, name: str) -> bytes:
     return file.read_bytes()
 
 
-def _inflate(voxels: bytes) -> bytes:
-    """Decompress zlib or gzip to the end, where the checksum is; SimpleITK looks at neither."""
+def _inflate(voxels: bytes, expected: int) -> bytes:
+    """Decompress zlib or gzip to the end, where the checksum is, or a byte too far; SimpleITK looks at neither."""
     stream = zlib.decompressobj(wbits=47)
-    content = stream.decompress(voxels)
-    if not stream.eof or stream.unused_data:
+    content = stream.decompress(voxels, expected + 1)
+    if (not stream.eof and len(content) <= expected) or stream.unused_data:
         raise zlib.error("the compressed voxels end too early, or other data follow them")
     return content

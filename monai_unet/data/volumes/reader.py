@@ -7,6 +7,8 @@ that disagree, damage that only a checksum or the length reveals. NRRD and MetaI
 from __future__ import annotations
 
 import gzip
+import logging
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +22,12 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from monai_unet.data.decoded import Decoded, decoded_once
 from monai_unet.data.volumes.checks import SAVE_AGAIN, Array, check_affine
 from monai_unet.data.volumes.itk import META, NRRD, load_itk
-from monai_unet.data.volumes.nifti import NIFTI, load_nifti
+from monai_unet.data.volumes.nifti import NIFTI, load_nifti, unpack
 from monai_unet.errors import InputError
 
 __all__ = ["CheckedVolumeReader"]
+
+logger = logging.getLogger(__name__)
 
 
 class CheckedVolumeReader(ImageReader):
@@ -75,7 +79,8 @@ class CheckedVolumeReader(ImageReader):
             raise InputError(path, f"{array.ndim}-D, shape {array.shape}: 3-D is required", "Save one volume per file")
         if array.dtype.kind == "f" and (bad := np.count_nonzero(~np.isfinite(array))):
             raise InputError(path, f"{bad} of {array.size} voxels are NaN or Inf", "Replace them, or mask the image")
-        check_affine(Path(path), affine)
+        if (shear := check_affine(Path(path), affine)) > 1e-4:
+            logger.warning("axes %.2g degrees off right angles: taken as straight", math.degrees(math.asin(shear)))
         if self.label_values is not None:
             _check_labels(path, array, self.label_values)
         return array, {
@@ -94,9 +99,7 @@ def _decode(path: Path) -> Decoded:
     if not name.endswith((*NIFTI, *NRRD, *META)):
         raise InputError(path, "not named as NIfTI, NRRD or MetaImage", "Convert it to .nii.gz")
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)  # to the end, where the checksum is
+        content = unpack(path, path.read_bytes())
         return (load_nifti if name.endswith(NIFTI) else load_itk)(path, content)
     except (InputError, ImportError, MemoryError):
         raise

@@ -10,11 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from monai_unet.data.volumes.nifti import NIFTI
+from monai_unet.data.volumes.nifti import NIFTI, kind_of, unpack
 from monai_unet.files import replacing
 from monai_unet.options import require
 
@@ -48,7 +47,8 @@ def write_volume(path: str | os.PathLike[str], mask: npt.NDArray[np.uint8], sour
 
 
 def _write_nifti(path: Path, mask: npt.NDArray[np.uint8], source: Path) -> None:
-    image: Any = nib.load(source)  # nibabel's own types do not know the formats' headers
+    content = unpack(source, source.read_bytes())  # nibabel would believe the suffix
+    image: Any = kind_of(content).from_bytes(content)  # nibabel's own types do not know the formats' headers
     _check(mask, image.shape)
     header = type(image.header)(endianness=image.header.endianness)
     header.set_data_shape(mask.shape)
