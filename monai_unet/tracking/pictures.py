@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from scipy import ndimage
 from torch import Tensor
 
 from monai_unet.files import replacing
+from monai_unet.options import parse_bool, require
 from monai_unet.tracking.run import Tracking
 
 __all__ = ["Pictures"]
 
-#: with more outlines than this, they are drawn in one go, a pixel inside where instances touch: it is faster
-ONE_BY_ONE = 100
+#: pixels on the longer side of a panel, and above it for its title
+SIZE, TITLE = 400, 16
 
 
 class Pictures:
@@ -34,6 +34,7 @@ class Pictures:
     Args:
         folder: where the PNGs go; created if missing.
         tracking: logs the pictures as artifacts, under ``pictures/``.
+        enabled: if false, nothing is drawn; "true" and "false" are understood.
 
     >>> import tempfile, torch
     >>> from monai.data import MetaTensor
@@ -46,13 +47,18 @@ class Pictures:
     ['cells.png']
     """
 
-    def __init__(self, folder: str | os.PathLike[str], tracking: Tracking | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], tracking: Tracking | None = None, enabled: bool | str = True
+    ) -> None:
         self.folder = Path(folder)
         self.tracking = tracking
+        self.enabled = parse_bool("pictures", enabled)
         self.names: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Draw this evaluator's output."""
+        if not self.enabled:
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self.names.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -77,32 +83,42 @@ class Pictures:
                 journal.log_file(f"{public}.png", path.read_bytes(), "pictures")
 
     def _draw(self, item: dict[str, Tensor], path: Path) -> None:
-        from matplotlib.figure import Figure  # no pyplot: nothing global, no display
-
         image = _page(item["image"], slice(None))
-        image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
-        probability = _page(item.get("probability", item["pred"]), -1)
+        image = _shown((image - image.min()) / max(float(np.ptp(image)), 1e-6))
+        probability, pred = _page(item.get("probability", item["pred"]), -1), _page(item["pred"], -1)
         label = None if item.get("label") is None else _page(item["label"], 0)
-        panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [("image", image, {"cmap": "gray"})]
+        panels = {"image": image}
         if label is not None:
-            panels.append(("label", label, {"cmap": "gray", "interpolation": "nearest"}))
+            panels["label"] = _shown(label / max(label.max(), 1))
         if "weight" in item:
-            panels.append(("weight", _page(item["weight"], 0), {"cmap": "viridis"}))
-        panels.append(("probability", probability, {"cmap": "gray", "vmin": 0, "vmax": 1}))
-        panels.append(("outlines", image, {"cmap": "gray"}))
-        figure = Figure(figsize=(4 * len(panels), 4.3), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (title, picture, style) in zip(axes, panels, strict=True):
-            axis.imshow(picture, **style)
-            axis.set_title(title)
-            axis.set_axis_off()
-        pred = _page(item["pred"], -1)
-        for mask, colour in ((label, "gold"), (pred if _several(pred) else probability, "red")):
-            for part in _parts(mask) if mask is not None else ():
-                if np.ptp(part) > 0:
-                    axes[-1].contour(part, [0.5], colors=colour, linewidths=0.7)
+            weight = _page(item["weight"], 0)
+            panels["weight"] = _shown(weight / max(weight.max(), 1e-6))
+        panels["probability"] = _shown(probability)
+        panels["outlines"] = outlined = image.copy()
+        for mask, colour in ((label, (255, 215, 0)), (pred if _several(pred) else probability, (255, 0, 0))):
+            if mask is not None:
+                outlined[edges(_shown(mask, scale=False))] = colour
+        pillow, drawing = require("PIL.Image", "tracking"), require("PIL.ImageDraw", "tracking")
+        picture = pillow.fromarray(
+            np.hstack([np.pad(panel, ((TITLE, 2), (2, 2), (0, 0))) for panel in panels.values()])
+        )
+        for number, title in enumerate(panels):
+            drawing.Draw(picture).text((number * picture.width // len(panels) + 4, 2), title, fill=(255, 255, 255))
         with replacing(path) as partial:
-            figure.savefig(partial, dpi=80)
+            picture.save(partial, compress_level=1)
+
+
+def _shown(array: np.ndarray, scale: bool = True) -> np.ndarray:
+    """Bring a panel (H, W) or (H, W, 3) to the size of a picture; to colours 0...255 from 0...1, if ``scale``."""
+    factor = SIZE / max(array.shape[:2])
+    rows, columns = (
+        np.minimum((np.arange(max(1, round(n * factor))) / factor).astype(int), n - 1) for n in array.shape[:2]
+    )
+    array = array[rows][:, columns]
+    if not scale:
+        return array
+    array = (255 * array.clip(0, 1)).astype(np.uint8)
+    return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
 
 
 def _several(mask: np.ndarray) -> bool:
@@ -110,15 +126,17 @@ def _several(mask: np.ndarray) -> bool:
     return bool((mask == np.rint(mask)).all()) and len(np.unique(mask)) > 2
 
 
-def _parts(mask: np.ndarray) -> list[np.ndarray]:
-    """The masks to outline: touching instances and classes one by one."""
-    if not _several(mask):
-        return [mask / max(mask.max(), 1)]  # 0 / 255, or a single instance: its edge is at 0.5 all the same
-    values = np.unique(mask[mask > 0])
-    if len(values) <= ONE_BY_ONE:
-        return [(mask == value).astype(np.uint8) for value in values]
-    apart = (mask > 0) & (ndimage.minimum_filter(mask, 3) == ndimage.maximum_filter(mask, 3))
-    return [apart.astype(np.uint8)]
+def edges(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels (H, W) at the edges of a mask, a probability (at 0.5), or each of several instances.
+
+    >>> edges(np.array([[1, 1, 2, 2, 0]]))
+    array([[False,  True, False,  True, False]])
+    """
+    ids = mask if _several(mask) else mask > max(mask.max(), 1) / 2
+    found = np.zeros(ids.shape, bool)
+    found[:-1] |= ids[:-1] != ids[1:]
+    found[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    return found
 
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
@@ -129,4 +147,4 @@ def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
     if array.ndim == 4:
         array = array[:, array.shape[1] // 2]
     array = array[channel]
-    return array[0] if array.ndim == 3 and len(array) == 1 else np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    return array if array.ndim == 2 else np.moveaxis(array, 0, -1) if len(array) == 3 else array[0]

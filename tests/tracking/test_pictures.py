@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from matplotlib import axes
 from monai.data import MetaTensor
+from PIL import Image
 
 from monai_unet.tracking import Pictures, pictures
 
@@ -70,35 +70,43 @@ def test_a_validation_has_one_picture_of_its_first_item(tmp_path, drawn):
     assert [name for name, _ in run.logged] == ["pictures/epoch_0007.png", "pictures/epoch_0008.png"]
 
 
-@pytest.mark.parametrize("limit", [100, 1])
-def test_pictures_outline_each_of_two_touching_cells(limit, tmp_path, monkeypatch):
-    """Along their contact too, one by one or, where they are many, all at once; a probability at one half."""
-    drawn: list[np.ndarray] = []
-    monkeypatch.setattr(axes.Axes, "contour", lambda self, mask, levels, **style: drawn.append(np.asarray(mask)))
-    monkeypatch.setattr(pictures, "ONE_BY_ONE", limit)
-    ids = torch.zeros(1, 20, 30)
-    ids[0, 5:15, 5:15], ids[0, 5:15, 15:25] = 3, 7
-    probability = torch.where(ids > 0, 0.9, 0.1)
-    image = MetaTensor(torch.rand(1, 20, 30), meta={"filename_or_obj": "a.png"})
-    engine = Engine(lambda engine, batch: None)
-    for item, outlines in (({"label": ids, "pred": ids}, 4 if limit > 1 else 2), ({"pred": probability}, 1)):
-        drawn.clear()
-        engine.state.batch, engine.state.output = [{"image": image}], [item]
-        Pictures(tmp_path)(engine)
-        assert len(drawn) == outlines
-        whole = np.sum([mask >= 0.5 for mask in drawn[:2] if limit > 1] or [drawn[0] >= 0.5], axis=0)
-        assert whole[10, 14] == whole[10, 15] == (1 if limit > 1 or outlines == 1 else 0)
-        assert whole[10, 8] == 1
-        assert whole[2, 2] == 0
+def test_pictures_outline_each_of_two_touching_cells():
+    """Along their contact too; nothing inside them and outside."""
+    ids = np.zeros((20, 30))
+    ids[5:15, 5:15], ids[5:15, 15:25] = 3, 7
+    found = pictures.edges(ids)
+    assert found[5:15, 14].all()
+    assert found[14, 5:25].all()
+    assert not found[6:14, 6:14].any()
+    assert not found[:4].any()
+    assert np.array_equal(pictures.edges(np.where(ids > 0, 0.9, 0.1)), pictures.edges(ids > 0))
 
 
 @pytest.mark.parametrize("value", [1, 7, 255])
-def test_pictures_outline_a_mask_alike_whatever_its_value(value, tmp_path, monkeypatch):
-    """0 / 255 as read from a file, or a single cell with any id: the contour of 0.5 runs half way to the background."""
-    drawn: list[np.ndarray] = []
-    monkeypatch.setattr(axes.Axes, "contour", lambda self, mask, levels, **style: drawn.append(np.asarray(mask)))
-    label = torch.zeros(1, 20, 30)
-    label[0, 5:15, 5:15] = value
-    item = {**items("cell.tif")[0], "label": label, "pred": torch.zeros(2, 20, 30)}
-    Pictures(tmp_path)._draw(item, tmp_path / "cell.png")
-    assert np.array_equal(drawn[0], label[0] > 0)
+def test_pictures_outline_a_mask_alike_whatever_its_value(value):
+    """0 / 255 as read from a file, or a single cell with any id."""
+    label = np.zeros((20, 30))
+    label[5:15, 5:15] = 1
+    assert np.array_equal(pictures.edges(value * label), pictures.edges(label))
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (900, 1300)])
+def test_panels_side_by_side_with_coloured_outlines(shape, tmp_path):
+    """Small images are enlarged, large ones reduced; the label's outline is yellow, the prediction's red."""
+    label, pred = torch.zeros(1, *shape), torch.zeros(1, *shape)
+    label[:, :, : shape[1] // 3] = 1
+    pred[:, :, : shape[1] // 2] = 1
+    image = MetaTensor(torch.zeros(1, *shape), meta={"filename_or_obj": "a.png"})
+    Pictures(tmp_path)._draw({"image": image, "label": label, "pred": pred}, tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    assert picture.shape == (277 + 18, 4 * 404, 3)
+    last = picture[16:-2, -404:].reshape(-1, 3).tolist()
+    assert last.count([255, 215, 0]) == last.count([255, 0, 0]) == 277
+    assert picture[100, 410].tolist() == [255, 255, 255]
+
+
+def test_no_pictures_when_they_are_turned_off(tmp_path):
+    evaluate(Pictures(tmp_path / "pictures", enabled="false"), [items("a.tif")])
+    assert not (tmp_path / "pictures").exists()
+    with pytest.raises(ValueError, match="pictures is 'no'; it must be true or false"):
+        Pictures(tmp_path, enabled="no")
