@@ -7,9 +7,12 @@ import os
 import re
 import stat
 import struct
+import sys
 import zlib
+from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -360,6 +363,91 @@ def test_time_stays_time(tmp_path: Path, form: str, seconds: float | None, dtype
     with tifffile.TiffFile(path) as tif:
         assert tif.series[0].axes == "TYX"
     assert read(path)[1]["frame_interval_s"] == pytest.approx(np.nan if seconds is None else seconds, nan_ok=True)
+
+
+class Czi:
+    """As czifile opens a file; the file's bytes after the magic are the number of scenes."""
+
+    axes, xml = "STCZYX0", "<I><Metadata><Scaling><Items>{}</Items></Scaling></Metadata></I>"
+
+    def __init__(self, path: Path) -> None:
+        self.shape = (path.read_bytes()[10], 1, 1, 3, 40, 30, 1)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def asarray(self, max_workers: int) -> np.ndarray:
+        assert max_workers == 1, "czifile's threads swallow exceptions"
+        return np.stack([RAMP, RAMP + 1, RAMP + 2]).reshape(self.shape)
+
+    def metadata(self) -> str:
+        size = '<Distance Id="{}"><Value>{}</Value></Distance>'
+        return self.xml.format("".join(size.format(*of) for of in (("X", 2.5e-7), ("Y", 5e-7), ("Z", 3e-6))))
+
+
+class Lif(Czi):
+    """As liffile opens a file."""
+
+    dims, name = ("T", "Y", "X"), "Series 1"
+    coords: ClassVar = {"T": np.arange(3.0), "Y": np.arange(40) * 5e-7, "X": np.arange(30) * 2.5e-7}
+
+    def __init__(self, path: Path) -> None:
+        self.images = [self] * path.read_bytes()[10]
+
+    def asarray(self) -> np.ndarray:
+        return np.stack([RAMP, RAMP + 1, RAMP + 2])
+
+
+class Nd2(Czi):
+    """As nd2 opens a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.sizes = {"P": path.read_bytes()[10], "Z": 3, "Y": 40, "X": 30}
+
+    def asarray(self) -> np.ndarray:
+        return np.stack([RAMP, RAMP + 1, RAMP + 2])[None]
+
+    def voxel_size(self) -> Any:
+        return namedtuple("VoxelSize", "x y z")(0.25, 0.5, 3.0)
+
+
+READERS = {
+    "czi": ("czifile", "CziFile", Czi, b"ZISRAWFILE"),
+    "lif": ("liffile", "LifFile", Lif, b"\x70\0\0\0______"),
+    "nd2": ("nd2", "ND2File", Nd2, b"\xda\xce\xbe\x0a______"),
+}
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_files_of_zeiss_leica_and_nikon(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name, fake, magic = READERS[suffix]
+    (tmp_path / f"one.{suffix}").write_bytes(magic + b"\1")
+    (tmp_path / f"two.{suffix}").write_bytes(magic + b"\2")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=re.escape(f'{module} is missing: pip install "monai_unet[vendors]"')):
+        read(tmp_path / f"one.{suffix}")
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: fake}))
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == [f"one.{suffix}", f"two.{suffix}"]
+    array, meta = read(tmp_path / f"one.{suffix}")
+    assert np.array_equal(array, np.stack([RAMP, RAMP + 1, RAMP + 2])[None])
+    pages = np.nan if suffix == "lif" else 3.0
+    assert meta["pixel_size_um"] == pytest.approx(np.array([pages, 0.5, 0.25]), nan_ok=True)
+    assert ("frame_interval_s" in meta) == (suffix == "lif")
+    rejects(tmp_path / f"two.{suffix}", "2 scenes or positions.*Save the one to be segmented as a file of its own")
+
+
+def test_an_lsm_is_read_without_its_thumbnail(tmp_path: Path) -> None:
+    head = struct.pack("<I9i3d3dH", 0x0400494C, 512, 30, 40, 1, 1, 1, 1, 8, 8, 2.5e-7, 5e-7, 1e-6, 0, 0, 0, 0)
+    with tifffile.TiffWriter(tmp_path / "a.lsm") as file:
+        tag = (34412, 1, 512, head.ljust(512, b"\0"), True)
+        file.write(RAMP, metadata=None, extratags=[tag])
+        file.write(RAMP[::5, ::4], metadata=None, subfiletype=1)
+    array, meta = read(tmp_path / "a.lsm")
+    assert np.array_equal(array[0], RAMP)
+    assert meta["pixel_size_um"] == pytest.approx(np.array([0.5, 0.25]))
 
 
 def positions(folder: Path) -> list[Path]:

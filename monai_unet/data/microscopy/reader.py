@@ -20,12 +20,13 @@ from monai.utils.misc import ensure_tuple
 
 from monai_unet.data.decoded import Decoded, decoded_once
 from monai_unet.data.microscopy.tiff import PREDICT, RECOPY, TIFF_MAGIC, drop_opaque_alpha, load_tiff
+from monai_unet.data.microscopy.vendors import VENDORS
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
 __all__ = ["MicroscopyReader"]
 
-SUFFIXES = (".png", ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".czi", ".lif", ".nd2", ".jpg", ".jpeg")
 #: OME-Zarr and whole slides, which are read box by box (monai_unet.data.large), not here
 LARGE = (".zarr", ".svs", ".ndpi", ".scn")
 OUT_OF_SCOPE = (*LARGE, ".mrxs")
@@ -35,12 +36,12 @@ EXPORT = "Export the region of interest as TIFF, for example from QuPath or Fiji
 class MicroscopyReader(ImageReader):
     """MONAI reader for ``LoadImaged(reader=MicroscopyReader(channels=1))``.
 
-    Reads PNG (1 to 16 bit), JPEG, and TIFF of any layout that tifffile knows: several pages, ImageJ, OME, BigTIFF, LZW,
-    deflate and zstd. The content decides on the format, not the name. A stack is one page axis (Z, time or plain
-    pages); OME axes are mapped by their names. Values of an image are those on the screen: MINISWHITE is inverted, less
-    than 8 bits are stretched to 0…255, a palette is expanded. Values of a label are those in the file, whatever table
-    displays them. An opaque alpha channel is dropped, three channels that are shades of one colour are one channel for
-    a network (or label) of one, and the orientation tag is honoured.
+    Reads PNG (1 to 16 bit), JPEG, and TIFF of any layout that tifffile knows: several pages, ImageJ, OME, BigTIFF, LSM,
+    LZW, deflate and zstd; with the extra "vendors" also CZI, LIF and ND2. The content decides on the format, not the
+    name. A stack is one page axis (Z, time or plain pages); OME axes are mapped by their names. Values of an image are
+    those on the screen: MINISWHITE is inverted, less than 8 bits are stretched to 0…255, a palette is expanded. Values
+    of a label are those in the file, whatever table displays them. An opaque alpha channel is dropped, three channels
+    that are shades of one colour are one channel for a network (or label) of one, and the orientation tag is honoured.
 
     The array is ``(C, H, W)`` or ``(C, Z, H, W)``; int64 where the file holds integers of 32 or 64 bits, else float32.
     LoadImaged turns everything into float32 by default: for labels above 2^24 give it ``dtype=np.int64``.
@@ -130,10 +131,16 @@ def _decode(path: Path, label: bool) -> Decoded:
         raise InputError(path, f"cannot be read ({error.strerror})", "Check its permissions") from error
     if not head:
         raise InputError(path, "the file is empty (0 bytes)", RECOPY)
-    if not head.startswith((*TIFF_MAGIC, b"\x89PNG", b"\xff\xd8\xff")):
+    vendor = next((load for magic, load in VENDORS.items() if head.startswith(magic)), None)
+    if vendor is None and not head.startswith((*TIFF_MAGIC, b"\x89PNG", b"\xff\xd8\xff")):
         raise InputError(path, f"not a PNG, JPEG or TIFF image (it starts with {head[:8]!r})", "Convert it to TIFF")
     try:
-        decoded = load_tiff(path, label) if head.startswith(TIFF_MAGIC) else Decoded(_load_png_or_jpeg(path, label), {})
+        if vendor is not None:
+            decoded = vendor(path)
+        elif head.startswith(TIFF_MAGIC):
+            decoded = load_tiff(path, label)
+        else:
+            decoded = Decoded(_load_png_or_jpeg(path, label), {})
     except (InputError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged stream may make a decoder raise anything

@@ -15,7 +15,7 @@ from monai_unet.data.microscopy.pixel_size import pixel_sizes
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
-__all__ = ["load_tiff", "own_series"]
+__all__ = ["arrange", "load_tiff", "own_series"]
 
 PREDICT = "Predict with configs/inference_large.yaml (docs/large_images.md), or export the region of interest as TIFF"
 RECOPY = "Copy or export the file again from its source"
@@ -59,13 +59,8 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
             array, axes = np.stack([one.asarray() for one in images]), "I" + axes
         if not label:
             array, axes = _as_displayed(path, page, array, axes)
-        channel, pages = ([axis for axis in axes if axis in group] for group in ("CS", "ZTIQ"))
-        if len(channel) > 1 or len(pages) > 1 or len(axes) != len(channel) + len(pages) + 2:
-            problem = f"axes {axes} of shape {series.shape}: one page axis and one channel axis at most"
-            raise InputError(path, problem, "Split it, for example with Image > Hyperstacks in Fiji")
-        array = array.transpose([axes.index(axis) for axis in (*channel, *pages, "Y", "X")])
-        array = array if channel else array[None]
-        has_alpha = bool(channel) and any(int(kind) in (1, 2) for kind in page.extrasamples)
+        array, pages = arrange(path, array, axes)
+        has_alpha = any(int(kind) in (1, 2) for kind in page.extrasamples)
         array = drop_opaque_alpha(array, has_alpha)
         sizes = pixel_sizes(tif, page)
         turn = ORIENTATIONS[page.tags.valueof(274, default=1)]
@@ -73,10 +68,34 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
             array = array.swapaxes(-1, -2)
             sizes = {{"Y": "X", "X": "Y"}.get(axis, axis): size for axis, size in sizes.items()}
         array = np.flip(array, tuple({"y": -2, "x": -1}[axis] for axis in turn.strip("t")))
-        sizes = {axis: size for axis, size in sizes.items() if axis in ("Y", "X", *pages)}
-        if pages == ["T"]:
+        sizes = {axis: size for axis, size in sizes.items() if axis in ("Y", "X", pages)}
+        if pages == "T":
             sizes.setdefault("T", math.nan)
         return Decoded(array, sizes, one_file=not series.is_multifile)
+
+
+def arrange(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
+    """Transpose an array to ``(C, H, W)`` or ``(C, Z, H, W)``; axes of one entry may be missing or go.
+
+    Returns:
+        The array, and the letter of its page axis: "Z", "T", or "I" and "Q" of unknown ones; "" where there is none.
+
+    Raises:
+        InputError: more than one page axis or channel axis.
+
+    >>> array, pages = arrange(Path("a.czi"), np.zeros((1, 5, 2, 8, 6)), "STCYX")
+    >>> array.shape, pages
+    ((2, 5, 8, 6), 'T')
+    """
+    shape = array.shape
+    spare = tuple(i for i, axis in enumerate(axes) if axis not in "YX" and array.shape[i] == 1)
+    array, left = array.squeeze(spare), "".join(axis for i, axis in enumerate(axes) if i not in spare)
+    channel, pages = ([axis for axis in left if axis in group] for group in ("CS", "ZTIQ"))
+    if len(channel) > 1 or len(pages) > 1 or len(left) != len(channel) + len(pages) + 2:
+        problem = f"axes {axes} of shape {shape}: one page axis and one channel axis at most"
+        raise InputError(path, problem, "Split it, for example with Image > Hyperstacks in Fiji")
+    array = array.transpose([left.index(axis) for axis in (*channel, *pages, "Y", "X")])
+    return array if channel else array[None], "".join(pages)
 
 
 def own_series(tif: Any) -> list[Any]:
