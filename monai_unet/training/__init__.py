@@ -2,6 +2,7 @@
 
 from monai_unet.training.checkpoints import BestCheckpoint, Checkpoints
 from monai_unet.training.guards import Guards
+from monai_unet.training.progress import Progress
 from monai_unet.training.seeding import SeededDataset, SeededSampler
 from monai_unet.training.signals import TrainingStopped, shield_worker
 from monai_unet.training.targets import PrepareTarget
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoints",
     "Guards",
     "PrepareTarget",
+    "Progress",
     "SeededDataset",
     "SeededSampler",
     "TrainingStopped",

@@ -48,6 +48,7 @@ class BestCheckpoint:
 
     Attributes:
         best, epoch: the best value and its epoch; None before the first validation.
+        last: the value of the last validation in this process; None before the first.
         file: name of the checkpoint that holds the whole state of that epoch.
 
     Raises:
@@ -77,6 +78,7 @@ class BestCheckpoint:
         self.metric = metric
         self.better = better
         self.best: float | None = None
+        self.last: float | None = None
         self.epoch: int | None = None
         self.file: str | None = None
 
@@ -92,7 +94,7 @@ class BestCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        value = float(engine.state.metrics[self.metric])
+        value = self.last = float(engine.state.metrics[self.metric])
         if self.best is None or math.isnan(self.best) or self.better(value, self.best):
             self.best, self.epoch = value, engine.state.epoch
             _save(self.network.state_dict(), self.path, "the last checkpoint is kept")
