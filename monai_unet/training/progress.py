@@ -6,8 +6,9 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class Progress:
         state: Any = engine.state
         if self.bar is None:  # not before: a resumed run starts at a later step
             self.first, self.start = state.iteration - 1, time.monotonic()
-            hidden = True if getattr(state, "rank", 0) else None  # None: unless it is a terminal
+            hidden = True if idist.get_rank() > 0 else None  # None: unless it is a terminal
             total = state.max_epochs * state.epoch_length
             self.bar = tqdm(total=total, initial=self.first, unit="step", desc="training", disable=hidden)
         self.bar.set_postfix_str(f"loss {state.output[0]['loss']:.4f}{self._score()}", refresh=False)
@@ -67,8 +68,8 @@ class Progress:
     def _close(self, engine: Engine) -> None:
         if self.bar is not None:
             self.bar.close()
-        best, state = self.best, cast(Any, engine.state)
-        if best.best is None or getattr(state, "rank", 0):
+        best = self.best
+        if best.best is None or idist.get_rank() > 0:
             return
         logger.info("best model, %s %.4f in epoch %d: %s", best.metric, best.best, best.epoch, best.path)
         logger.info("pictures of the validations: %s", best.path.parent / "pictures")
