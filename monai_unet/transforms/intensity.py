@@ -33,7 +33,10 @@ class Intensities(NamedTuple):
     def of(cls, values: np.ndarray) -> Intensities:
         """Measure the values of any shape, all of them finite."""
         values = np.asarray(values, np.float64)
-        low, high = np.percentile(values, CLIPPED)
+        # values that occur: between the last good one and a hot pixel's, any other would be nearly as hot
+        low = np.percentile(values, CLIPPED[0], method="higher")
+        high = np.percentile(values, CLIPPED[1], method="lower")
+        low, high = min(low, high), max(low, high)  # of two pixels
         clipped = values.clip(low, high)
         return cls(float(low), float(high), float(clipped.mean()), float(clipped.std()) or 1.0)
 

@@ -136,6 +136,17 @@ def placed(group, level: int = 0) -> list[list[float]]:
     return [step[step["type"]] for step in steps]
 
 
+def test_several_images_of_an_ome_zarr_are_refused(tmp_path):
+    path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((8, 8), np.uint8), "yx")
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])
+    group.attrs["ome"] = ome | {"multiscales": ome["multiscales"] * 2}
+    with pytest.raises(
+        InputError, match="2 images: its metadata has several multiscales. Save the one to be segmented"
+    ):
+        open_large_image(path, 1)
+
+
 def test_hot_pixels_do_not_matter_and_large_images_are_measured_on_a_sample(tmp_path, monkeypatch):
     """Normalised as in training; and of a sample of a fiftieth, within its accuracy."""
     image = RNG.normal(1000, 50, (2, 300, 400)).astype(np.float32)

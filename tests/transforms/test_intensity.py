@@ -24,11 +24,11 @@ def test_a_slice_has_the_same_values_in_a_stack_as_alone():
 @pytest.mark.parametrize("hot", [255, 65535, 3e38, -3e38])
 def test_hot_pixels_hardly_change_the_others(hot):
     spoilt = IMAGE.copy()
-    spoilt[0, [3, 30, 50], [7, 7, 60]] = hot
+    spoilt[0, 9, 70:75] = hot  # a thousandth of the image
     good, other = NormalizePages()(IMAGE), NormalizePages()(spoilt)
     change = np.abs(good - other)[spoilt == IMAGE]
-    assert change.max() < 0.5, "at the clipped end"
-    assert change[np.abs(good[spoilt == IMAGE]) < 2].max() < 0.01
+    assert change.max() < 1, "at the clipped end"
+    assert change[np.abs(good[spoilt == IMAGE]) < 2].max() < 0.05
     assert np.isfinite(other).all()
 
 
