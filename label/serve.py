@@ -161,6 +161,7 @@ def variables(env: Path, metadata: dict) -> dict[str, str]:
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1",  # seconds; by default new series and labels are seen after two hours
         **os.environ,
         "PATH": f"{env / 'bin'}{os.pathsep}{os.environ['PATH']}",  # its training runs the `python` found there
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(IMAGES[dimension(metadata)]),

@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import monailabel.app
 import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import numpy as np
 import torch
+from lib.answers import answer_with_reasons, root_cause
 from lib.outlines import annotation, mask_of_xml
 from lib.segmentations import in_order_of, seg_writer
 from lib.uncertainty import Uncertainty
@@ -26,12 +28,13 @@ from monai.transforms import Compose
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from monailabel.tasks.activelearning.epistemic import Epistemic
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.transform.writer import PolygonWriter
 
-from monai_unet.data import MicroscopyReader, MicroscopyWriter
+from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter
 from monai_unet.data.microscopy.outlines import outlines
 from monai_unet.networks import ValidUNet
 from monai_unet.transforms import LabelInstances, LabelInstancesd
@@ -66,6 +69,13 @@ class Infer(BundleInferTask):  # type: ignore[misc]
             parser["network_def#in_channels"] = None
             parser["in_channels"] = "$@network_def.in_channels"
         return parser
+
+    def get_path(self, validate: bool = True) -> str:
+        """The file of the weights. MONAI Label would go on with those that it has loaded if the file were gone."""
+        path = super().get_path(validate)
+        if path is None:
+            raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, f"{self.path[0]} is gone: put it back")
+        return str(path)
 
     def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
         """Read an archive's series from its slices, with the checks of the bundle's own reader.
@@ -123,6 +133,8 @@ class Train(BundleTrainTask):  # type: ignore[misc]
         return {**stock_options, **{name: self.recipe[name] for name in OPTIONS}}
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        if not datastore.datalist():
+            raise InputError(datastore.name(), "no image has a label", "Submit a label first")
         self.request = {**request, "tracking": "None", "multi_gpu": False}  # the bundle does its own tracking
         return super().__call__(self.request, datastore)
 
@@ -153,11 +165,8 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
     def init_infers(self) -> dict[str, Any]:
         try:
             return {name: Infer(path, self.conf, load_strict=True) for name, path in self.models.items()}
-        except RuntimeError as error:  # MONAI's parser wraps the reason, which should be the last line on the screen
-            reason: BaseException = error
-            while reason.__cause__ is not None:
-                reason = reason.__cause__
-            raise reason from None
+        except RuntimeError as error:  # the reason should be the last line on the screen
+            raise root_cause(error) from None
 
     def init_trainers(self) -> dict[str, Any]:
         return {name: Train(path, self.conf) for name, path in self.models.items()}
@@ -170,11 +179,18 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
     def init_scoring_methods(self) -> dict[str, Any]:
         return {"uncertainty": Uncertainty(next(iter(self._infers.values())))}
 
+    def server_mode(self, mode: bool) -> None:
+        super().server_mode(mode)
+        answer_with_reasons(monailabel.app.app)
+
     def infer(self, request: dict[str, Any], datastore: Any = None) -> Any:
         """Fetch a series first: an archive's first answer names a temporary file instead of the one that it keeps."""
-        store = datastore or self.datastore()
-        if isinstance(store, DICOMWebDatastore) and not Path(str(request["image"])).exists():
-            store.get_image_uri(request["image"])
+        store, image = datastore or self.datastore(), str(request["image"])
+        if not Path(image).exists():
+            if image not in store.list_images():
+                raise ImageNotFoundException(f"there is no image {image!r}: see /datastore/?output=all for their IDs")
+            if isinstance(store, DICOMWebDatastore):
+                store.get_image_uri(image)
         return super().infer(request, datastore)
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> Any:

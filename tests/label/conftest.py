@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "label"), str(TESTS.parent / "label" / "app")]
+sys.path[:0] = map(str, (TESTS, TESTS / "bundles", TESTS.parent / "label", TESTS.parent / "label" / "app"))

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -87,16 +88,20 @@ def series(tmp_path_factory) -> list[Path]:
     document = json.loads(prepare("organ_phantom", output=folder).read_text())
     found = [Path(item["dicom"]) for item in document["test"][:2]]
     found = [path if path.is_absolute() else folder / path for path in found]
-    empty = folder / "empty"
-    empty.mkdir()
+    return [*found, uniform(found[0], folder / "empty")]
+
+
+def uniform(series: Path, folder: Path) -> Path:
+    """A series of its own with the geometry of another one, and with equal voxels."""
+    folder.mkdir()
     change = {name: pydicom.uid.generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID")}
-    for file in found[0].glob("*.dcm"):
+    for file in series.glob("*.dcm"):
         dataset = pydicom.dcmread(file)
         dataset.update({pydicom.tag.Tag(name): pydicom.DataElement(name, "UI", uid) for name, uid in change.items()})
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
         dataset.PixelData = np.full_like(dataset.pixel_array, 100).tobytes()
-        dataset.save_as(empty / file.name)
-    return [*found, empty]
+        dataset.save_as(folder / file.name)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +212,39 @@ def test_a_training_from_the_archive_s_labels_replaces_the_weights(served, uids,
     request = {"max_epochs": 1, "device": "cpu", "steps_per_epoch": 2, "tile_size": 36}
     served.post(f"/train/{HIPPOCAMPUS}", request, run_sync=True)
     assert weights.read_bytes() != before
+
+
+def test_a_new_series_and_a_new_label_are_seen_at_once(served, archive, series, uids, tmp_path):
+    """And not after two hours, MONAI Label's default."""
+    before = served.get("/info/")["datastore"]
+    uid = archive.store(uniform(series[0], tmp_path / "new"))
+    time.sleep(1.5)  # serve.py has lists expire after a second
+    assert served.get("/info/")["datastore"]["total"] == before["total"] + 1
+    save(served, uid, served.infer(uid).content)
+    time.sleep(1.5)
+    assert served.get("/info/")["datastore"]["completed"] == before["completed"] + 1
+    assert all(served.post("/activelearning/random")["id"] != uid for _ in range(5)), "not offered again"
+
+
+def test_an_unknown_series_is_named(served, uids):
+    answer = requests.post(f"{served.url}/infer/{HIPPOCAMPUS}", params={"image": "1.2.3"}, timeout=60)
+    assert answer.status_code == 404
+    assert "there is no image '1.2.3'" in answer.json()["detail"]
+
+
+def test_no_other_machine_reads_the_archive(archive):
+    """Debian 12's Orthanc ignores HttpBindAddresses: it listens at every address, and refuses all but the loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: a datagram's socket only looks up its own address
+        except OSError:
+            pytest.skip("this machine has no address but the loopback's")
+        address = probe.getsockname()[0]
+    try:
+        answer = requests.get(archive.url.replace("127.0.0.1", address) + "/system", timeout=10)
+    except requests.ConnectionError:
+        return  # a newer one, which minds HttpBindAddresses
+    assert answer.status_code in (401, 403)
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="apt-get install chromium")

@@ -165,6 +165,7 @@ def test_the_server_is_started(bundle, studies, monkeypatch, tmp_path):
     assert f"--app {app} --studies {studies} --conf models my_segmentation --conf zoo_source local" in command
     assert command.endswith("--host 127.0.0.1 --port 8765")
     assert json.loads(started["env"]["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]) == {"Modality": "EM"}
+    assert started["env"]["MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"] == "1"
     assert started["env"]["PATH"].startswith(str(tmp_path / "env" / "bin"))
 
 

@@ -230,9 +230,7 @@ def test_the_next_sample_is_the_one_the_network_is_least_sure_of(served):
         other.head.bias[1] -= (logits[1] - logits[0]).median()
     torch.save(other.state_dict(), weights)
     try:
-        running = {"check_if_running": True}  # it scores by itself at the start, and after each training
-        while requests.get(f"{served.url}/scoring/", params=running, timeout=60).status_code == 200:
-            time.sleep(0.5)
+        idle(served)
         served.post("/scoring/uncertainty", run_sync=True)
         time.sleep(1)  # the server watches the record that the scoring has written
         records = served.get("/datastore/", output="all")["objects"]
@@ -247,6 +245,66 @@ def test_the_next_sample_is_the_one_the_network_is_least_sure_of(served):
             assert np.mean((served.mask(name) > 0) == (served.expected(name) > 0)) > 0.999, name
     finally:
         weights.write_bytes(by_hand)
+
+
+@pytest.fixture
+def broken(served) -> Iterator[str]:
+    """An image that cannot be read, first in the alphabet."""
+    file = served.studies / ("a_broken.nii.gz" if served.name == HIPPOCAMPUS else "a_broken.png")
+    file.write_bytes(b"no image")
+    for _ in range(60):
+        if "a_broken" in served.get("/datastore/", output="all")["objects"]:
+            break
+        time.sleep(0.5)  # until the server has seen it
+    yield "a_broken"
+    file.unlink()
+    while "a_broken" in served.get("/datastore/", output="all")["objects"]:
+        time.sleep(0.5)
+
+
+def idle(served: Served) -> None:
+    """Wait for the scoring that the server does by itself, at the start and after each training."""
+    while requests.get(f"{served.url}/scoring/", params={"check_if_running": True}, timeout=60).status_code == 200:
+        time.sleep(0.5)
+
+
+def test_a_bad_image_stops_no_scoring(served, broken):
+    idle(served)
+    weights = served.bundle / "models" / "model.pt"
+    os.utime(weights, (time.time() + 100,) * 2)  # all images are to be scored again
+    total = len(served.get("/datastore/", output="all")["objects"])
+    result = served.post("/scoring/uncertainty", run_sync=True)
+    assert (result["executed"], list(result["failed"])) == (total - 1, [broken])
+    assert "a_broken" in result["failed"][broken]
+
+
+def test_a_client_sees_the_reason_of_an_error(served, broken):
+    """Before any image has a label."""
+    weights = served.bundle / "models" / "model.pt"
+    image = max(served.get("/datastore/", output="all")["objects"])
+    hidden = weights.with_name("hidden")
+    unknown = {"files": {"label": ("nobody.tif", b"")}, "params": {"image": "nobody"}}
+
+    def error(method: str, path: str, status: int, **request: Any) -> str:
+        answer = requests.request(method, f"{served.url}{path}", timeout=300, **request)
+        assert answer.status_code == status, answer.text
+        return str(answer.json()["detail"])
+
+    infer = f"/infer/{served.name}"
+    assert "a_broken" in error("POST", infer, 422, params={"image": broken})
+    assert "there is no image 'nobody'" in error("POST", infer, 404, params={"image": "nobody"})
+    assert "There is no model 'nothing'" in error("POST", "/infer/nothing", 404, params={"image": broken})
+    assert "no such strategy 'nothing'" in error("POST", "/activelearning/nothing", 404, json={})
+    assert "Image nobody not found" in error("PUT", "/datastore/label", 404, **unknown)
+    train = {"params": {"run_sync": True}, "json": {"max_epochs": 1}}
+    assert "no image has a label. Submit a label first" in error("POST", f"/train/{served.name}", 422, **train)
+    served.infer(image)
+    weights.rename(hidden)
+    try:
+        assert "model.pt is gone: put it back" in error("POST", infer, 500, params={"image": image})
+    finally:
+        hidden.rename(weights)
+    served.infer(image)
 
 
 def test_a_label_is_stored_and_comes_back(served):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lib.answers import sentence
 from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.infer.bundle import BundleInferTask
@@ -30,7 +31,8 @@ def symmetries(bundle: str) -> str | tuple[int, ...]:
 class Uncertainty(ScoringMethod):
     """Write ``uncertainty`` (mean variance per voxel) into the record of each image without a label.
 
-    The rotations and mirrorings are those that the network was trained on. An image is scored once per set of weights.
+    The rotations and mirrorings are those that the network was trained on. An image is scored once per set of weights;
+    one that cannot be read stays without a score.
 
     Args:
         task: its network and preprocessing are used.
@@ -47,11 +49,18 @@ class Uncertainty(ScoringMethod):
         stale = [i for i in images if datastore.get_image_info(i).get("uncertainty_ts") != weights]
         stale = stale[: request.get("max_samples", self.max_samples) or None]
         device, start = name_to_device(request.get("device", "cuda")), time.time()
+        failed: dict[str, str] = {}
         for image in stale:
-            score = self.score(datastore.get_image_uri(image), device)
+            try:
+                score = self.score(datastore.get_image_uri(image), device)
+            except Exception as error:  # no reason to leave out the images after it
+                failed[image] = sentence(error)
+                logger.warning("%s is not scored: %s", image, failed[image])
+                continue
             datastore.update_image_info(image, {"uncertainty": score, "uncertainty_ts": weights})
             logger.info("uncertainty of %s: %.6f", image, score)
-        return {"total": len(images), "executed": len(stale), "latency": round(time.time() - start, 3)}
+        executed, latency = len(stale) - len(failed), round(time.time() - start, 3)
+        return {"total": len(images), "executed": executed, "failed": failed, "latency": latency}
 
     def score(self, path: str, device: str) -> float:
         data: dict[str, Any] = {"image": path, "image_path": path, "device": device}
