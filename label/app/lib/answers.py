@@ -14,8 +14,8 @@ UNKNOWN = (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR, MONAIL
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that MONAI's parser and transforms have wrapped."""
-    while error.__cause__ is not None:
+    """The error that MONAI's parser and transforms have wrapped; of an `InputError` the cause is of less use."""
+    while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
 
