@@ -138,6 +138,44 @@ def test_another_spacing_comes_back_to_the_source_grid(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[clear], distance[clear] > 0)
 
 
+@pytest.mark.parametrize("direction", [(0.6, 0.48, 0.64), (0, 0.6, 0.8)])
+@pytest.mark.parametrize(
+    ("along", "tilt"),
+    [([0, 2.5, 5, 7.5, 10, 12.5], 14.0), ([0, 2, 4, 6, 11, 16], 0.0), ([0, 2.1, 4.5, 6.4, 9.0, 11.2], -25.0)],
+)
+def test_a_tilted_or_uneven_series_comes_back_onto_its_slices(
+    tmp_path: Path, along: list[float], tilt: float, direction: tuple[float, float, float]
+) -> None:
+    """The image is the distance from an oblique plane, in the patient; the mask of each slice is its side of it."""
+    steps = np.array(along)[:, None] * [0, np.tan(np.radians(tilt)), 1]
+    indices = np.indices((ROWS, COLUMNS)).reshape(2, -1)[::-1].T * cases.SPACING[::-1]
+    places = cases.ORIGIN + steps[:, None] + np.c_[indices, np.zeros(len(indices))]
+    distance = ((places - places.mean((0, 1))) @ direction).reshape(SLICES, ROWS, COLUMNS)
+
+    def edit(dataset: Any, k: int) -> None:
+        dataset.ImagePositionPatient = [float(f"{v:.6f}") for v in cases.ORIGIN + steps[k]]
+        cases.pixels(dataset, np.round(1000 + 40 * distance[k]).astype(np.uint16))
+
+    write_series(tmp_path / "in", edit)
+    override = {
+        "network_def": {"_target_": f"{__name__}.Half"},
+        "image_transforms#3": {"_target_": "CastToTyped", "keys": "image"},
+    }
+    predict(tmp_path / "in", tmp_path / "refused", status=1, **override)
+    assert "--resample_tilt true" in (tmp_path / "refused" / "failures.json").read_text()
+    (name,) = predict(tmp_path / "in", tmp_path / "out", resample_tilt="true", **override)
+    dataset = pydicom.dcmread(tmp_path / "out" / name)
+    assert complaints(tmp_path / "out" / name) == ""
+    found = np.zeros((SLICES, ROWS, COLUMNS), bool)
+    for frame, group in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float) - cases.ORIGIN
+        k = int(np.abs(steps - position).sum(1).argmin())
+        np.testing.assert_allclose(position, steps[k], atol=1e-3)
+        found[k] = frame
+    clear = np.abs(distance) > 1.5  # half a voxel of the grid and of the slice
+    np.testing.assert_array_equal(found[clear], distance[clear] > 0)
+
+
 def test_nine_of_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     for n in range(5):

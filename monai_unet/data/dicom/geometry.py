@@ -9,6 +9,7 @@ or of the functional groups (C.7.6.16.2); all lengths are millimetres in LPS pat
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,10 +86,12 @@ def planes_of(name: str, dataset: Dataset) -> list[Plane]:
 def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
     photometric = str(dataset.get("PhotometricInterpretation", "missing"))
     if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(name, f"PhotometricInterpretation is {photometric}, not grayscale", "Give a grayscale series")
+        known = photometric.startswith(("RGB", "YBR", "PALETTE", "MONOCHROME", "missing"))
+        problem = f"PhotometricInterpretation is {photometric if known else 'unknown'}, not grayscale"
+        raise InputError(name, problem, "Give a grayscale series")
     shape = dataset.get("PresentationLUTShape") or None
     if shape and (shape == "INVERSE") != (photometric == "MONOCHROME1"):
-        raise InputError(name, f"{photometric} contradicts PresentationLUTShape {shape}", EXPORT_AGAIN)
+        raise InputError(name, f"{photometric} contradicts its PresentationLUTShape", EXPORT_AGAIN)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(name, "no Rows and Columns: not an image, or cut off", EXPORT_AGAIN)
     if "MOSAIC" in (dataset.get("ImageType") or []):
@@ -117,22 +120,26 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
         rescale=rescale,
         thickness=None if thickness is None else float(thickness),
         common={
-            "StudyInstanceUID": dataset.get("StudyInstanceUID"),
-            "FrameOfReferenceUID": dataset.get("FrameOfReferenceUID"),
+            **{k: _uid(dataset.get(k)) for k in ("StudyInstanceUID", "FrameOfReferenceUID")},
             "PhotometricInterpretation": photometric,
             "BitsStored": dataset.get("BitsStored") if photometric == "MONOCHROME1" else None,
         },
-        distinguishing={k: str(dataset[k].value) for k in DISTINGUISHING if dataset.get(k) is not None},
+        distinguishing={k: str(dataset[k].value) for k in DISTINGUISHING if _is_number(dataset.get(k))},
         localizer="LOCALIZER" in (dataset.get("ImageType") or []),
     )
 
 
-def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float, Floats]:
+def stack(
+    path: str, planes: Sequence[Plane], resample_tilt: bool = False
+) -> tuple[list[int], float, Floats, Floats | None]:
     """Order the planes along rows × columns, and measure the distance in mm between neighbours.
 
     A plane may be off the regular grid by 1 % of the spacing or 0.01 mm, whichever is more. The spacing of a single
     plane is its SliceThickness. Where the planes are stacked off their normal by no more than rounded cosines explain,
     the positions count, and the orientation, the third value returned, is turned to fit them.
+
+    With ``resample_tilt``, slices may be sheared or unevenly spaced, single gaps excepted: the spacing is the smallest
+    then, and the fourth value gives the offset of each from the first, along rows, columns and normal, in mm.
 
     Raises:
         InputError: the planes differ in what they must share, repeat, leave a gap, are unevenly spaced or sheared.
@@ -143,9 +150,10 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float, Floats]
         if not first.thickness or not 0 < first.thickness < np.inf:
             problem = f"a single slice whose SliceThickness is {first.thickness}"
             raise InputError(first.name, problem, "Give the whole series")
-        return [0], first.thickness, first.orientation
+        return [0], first.thickness, first.orientation, None
 
-    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    axes = first.orientation.reshape(2, 3)
+    normal = np.cross(*axes)
     order = np.argsort([p.position @ normal for p in planes], kind="stable").tolist()
     ranked = [planes[i] for i in order]
     positions = np.array([p.position for p in ranked])
@@ -156,23 +164,34 @@ def stack(path: str, planes: Sequence[Plane]) -> tuple[list[int], float, Floats]
     _check_overlap(path, planes, normal)
     spacing = float(along[-1] / len(steps))
     tolerance = max(0.01, 0.01 * spacing)
-    if np.abs(along - spacing * np.arange(len(along))).max() > tolerance:
+    is_even = np.abs(along - spacing * np.arange(len(along))).max() <= tolerance
+    if not is_even and not (resample_tilt and not _gaps(steps)):
         raise _uneven(path, ranked, steps)
     sideways = positions - positions[0] - np.outer(along, normal)
-    if np.linalg.norm(sideways, axis=1).max() <= tolerance:
-        return order, spacing, first.orientation
+    if is_even and np.linalg.norm(sideways, axis=1).max() <= tolerance:
+        return order, spacing, first.orientation, None
     shear = sideways[-1] / along[-1]
     off = np.linalg.norm(sideways - np.outer(along, shear), axis=1)
     if off.max() > tolerance:
         i = int(np.argmax(off))
         problem = f"slices are shifted in their plane: {ranked[i].name} is {off[i]:.5g} mm off the axis of the others"
         raise InputError(path, problem, EXPORT_AGAIN)
-    if np.linalg.norm(shear) > ROUNDING:
+    if is_even and np.linalg.norm(shear) <= ROUNDING:
+        return order, spacing, polar(axes - np.outer(axes @ shear, normal))[0].ravel(), None
+    if not resample_tilt:
         angle = np.degrees(np.arctan(np.linalg.norm(shear)))
         problem = f"sheared volume (gantry tilt): the slices are stacked {angle:.3g} degrees off their normal"
-        raise InputError(path, problem, "Resample it to a straight grid first, for example with dcm2niix")
-    axes = first.orientation.reshape(2, 3)
-    return order, spacing, polar(axes - np.outer(axes @ shear, normal))[0].ravel()
+        cure = "Give --resample_tilt true, or resample it to a straight grid first, for example with dcm2niix"
+        raise InputError(path, problem, cure)
+    offsets = np.c_[sideways @ axes.T, along]
+    return order, spacing if is_even else float(steps.min()), first.orientation, offsets
+
+
+def _gaps(steps: Floats) -> list[int]:
+    """Steps of several slices between usual ones: slices are missing there. Where several such steps are neighbours,
+    the spacing changes instead."""
+    wide = np.pad(steps > 1.5 * np.sort(steps)[(len(steps) - 1) // 2], 1)
+    return np.flatnonzero(wide[1:-1] & ~wide[:-2] & ~wide[2:]).tolist()
 
 
 def check_declared(path: str, planes: int, headers: Sequence[Dataset]) -> None:
@@ -257,7 +276,7 @@ def _uneven(path: str, ranked: Sequence[Plane], steps: Floats) -> InputError:
         return InputError(path, problem, "Fetch the missing slices, or give an unbroken part as a list of files")
     i = int(np.argmax(np.abs(steps - usual)))
     problem = f"uneven slice spacing: {steps.min():.5g} to {steps.max():.5g} mm; {between(i)}{_differing(ranked)}"
-    cure = "Resample the series to an even spacing, or give one evenly spaced part as a list of files"
+    cure = "Give --resample_tilt true, which resamples it, or one evenly spaced part as a list of files"
     return InputError(path, problem, cure)
 
 
@@ -280,8 +299,18 @@ def _numbers(name: str, groups: Sequence[Dataset], sequence: str, keyword: str, 
     except (TypeError, ValueError):
         numbers = np.array([np.nan])
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise InputError(name, f"{keyword} is {value}, not {count} numbers", EXPORT_AGAIN)
+        found = _text(numbers) if np.isfinite(numbers).all() else "of another kind"  # damaged, it might hold a name
+        raise InputError(name, f"{keyword} is {found}, not {count} numbers", EXPORT_AGAIN)
     return numbers
+
+
+def _uid(value: object) -> str:
+    """A UID as it may be quoted: damaged, it might hold a name."""
+    return str(value) if not value or re.fullmatch(r"[\d.]+", str(value)) else f"damaged UID {hash(value):x}"
+
+
+def _is_number(value: object) -> bool:
+    return value is not None and re.fullmatch(r"[-+\d.eE]+", str(value)) is not None
 
 
 def _close(values: Floats, reference: Floats, tolerance: float = 1e-4) -> str:

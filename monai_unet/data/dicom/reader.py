@@ -19,6 +19,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from monai_unet.data.dicom.series import DICOM_SUFFIXES, Series, Source, read_series
 from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
 from monai_unet.errors import InputError
+from monai_unet.options import parse_bool
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -37,6 +38,8 @@ class DicomSeriesReader(ImageReader):
     Args:
         series: which to read if there are several: its SeriesDescription ("t1*"), SeriesNumber or UID.
         check_count: whether fewer slices than the header declares are an error.
+        resample_tilt: whether slices of a tilted gantry or with an uneven spacing are resampled to a straight grid;
+            "true" and "false" are understood.
 
     Raises:
         InputError: from ``get_data``, never from ``read``: ``LoadImage`` silently falls back to other readers when
@@ -49,9 +52,10 @@ class DicomSeriesReader(ImageReader):
     ((128, 128, 1), 'CT', [-0.66, -0.66, 5.0, 1.0])
     """
 
-    def __init__(self, series: str | None = None, check_count: bool = True) -> None:
+    def __init__(self, series: str | None = None, check_count: bool = True, resample_tilt: bool | str = False) -> None:
         self.series = series
         self.check_count = check_count
+        self.resample_tilt = parse_bool("resample_tilt", resample_tilt)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether each path is a folder, a DICOM file by its name, or a zip."""
@@ -65,7 +69,7 @@ class DicomSeriesReader(ImageReader):
 
     def get_data(self, img: Sequence[str]) -> tuple[Volume, dict[str, Any]]:
         """The volume, shape (columns, rows, slices), and its metadata, as `read_volume` gives them."""
-        return read_volume(read_series(img, self.series, self.check_count))
+        return read_volume(read_series(img, self.series, self.check_count, self.resample_tilt))
 
 
 def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
@@ -90,8 +94,7 @@ def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
     header = series.headers[0]
     with reading(series.sources[0]):
         frames = np.concatenate([_pixels(source, series) for source in series.sources])
-        volume = np.ascontiguousarray(frames[series.order].transpose(2, 1, 0))
-        return volume, {
+        return series.volume(frames), {
             MetaKeys.AFFINE: series.affine,
             MetaKeys.ORIGINAL_AFFINE: series.affine,
             MetaKeys.SPACE: SpaceKeys.RAS,

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from monai_unet.data.dicom.geometry import Floats, Plane, check_declared, planes_of, stack
 from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
+from monai_unet.data.dicom.tilt import bend, straight_shape, straighten
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
@@ -82,7 +83,7 @@ TYPE_2 = (
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one straight, complete, evenly spaced volume.
+    """The images of one complete volume, straight and evenly spaced, or resampled to be so.
 
     Attributes:
         sources: one file per slice, or one multi-frame file.
@@ -91,6 +92,7 @@ class Series:
         order: of each slice of the volume, the index of its plane; slices run along rows × columns.
         spacing: mm between neighbouring slices.
         orientation: the cosines of rows and columns, which are those of each plane but for rounding.
+        offsets: if the volume is resampled, those of the slices, as `stack` gives them.
 
     >>> from pydicom.data import get_testdata_file
     >>> series = read_series([get_testdata_file("CT_small.dcm")])
@@ -104,12 +106,21 @@ class Series:
     order: list[int]
     spacing: float
     orientation: Floats
+    offsets: Floats | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows, slices."""
         rows, columns = self.planes[0].size
-        return columns, rows, len(self.order)
+        if self.offsets is None:
+            return columns, rows, len(self.order)
+        return straight_shape(self.offsets, (columns, rows), self._pixel, self.spacing)
+
+    @property
+    def _pixel(self) -> tuple[float, float]:
+        """Millimetres between columns, between rows."""
+        rows, columns = self.planes[0].spacing.tolist()
+        return columns, rows
 
     @property
     def affine(self) -> Floats:
@@ -117,7 +128,17 @@ class Series:
         first = self.planes[self.order[0]]
         row, column = self.orientation.reshape(2, 3)
         steps = (row * first.spacing[1], column * first.spacing[0], np.cross(row, column) * self.spacing)
-        return np.diag([-1, -1, 1, 1]) @ np.vstack([np.transpose([*steps, first.position]), [0, 0, 0, 1]])
+        corner = first.position
+        if self.offsets is not None:
+            corner = corner + self.offsets[:, :2].min(0) @ [row, column]
+        return np.diag([-1, -1, 1, 1]) @ np.vstack([np.transpose([*steps, corner]), [0, 0, 0, 1]])
+
+    def volume(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Sort frames (planes, rows, columns) into slices (columns, rows, slices), and resample them if need be."""
+        slices = frames[self.order]
+        if self.offsets is None:
+            return np.ascontiguousarray(slices.transpose(2, 1, 0))
+        return np.ascontiguousarray(straighten(slices, self.offsets, self._pixel, self.spacing))
 
     def frames(self, mask: Mask) -> Mask:
         """Sort the slices of a mask (columns, rows, slices) into frames (planes, rows, columns).
@@ -128,7 +149,11 @@ class Series:
         if mask.shape != self.shape:
             cure = "bring it back to the source's grid"
             raise ValueError(f"the mask has shape {mask.shape}, its source {self.shape}: {cure}")
-        return mask.transpose(2, 1, 0)[np.argsort(self.order)]
+        slices = mask.transpose(2, 1, 0)
+        if self.offsets is not None:
+            rows, columns = self.planes[0].size
+            slices = bend(mask, self.offsets, (columns, rows), self._pixel, self.spacing)
+        return slices[np.argsort(self.order)]
 
     def deidentified(self) -> Series:
         """The series with headers of which nothing is left but what says where the images are, and UIDs."""
@@ -207,7 +232,12 @@ def _complete(header: Dataset, keyword: str) -> None:
         setattr(header, keyword, "")
 
 
-def read_series(paths: Sequence[str | os.PathLike[str]], series: str | None = None, check_count: bool = True) -> Series:
+def read_series(
+    paths: Sequence[str | os.PathLike[str]],
+    series: str | None = None,
+    check_count: bool = True,
+    resample_tilt: bool = False,
+) -> Series:
     """Collect the images of one series and check that they are one volume; see `stack` for the rules.
 
     Files that are not images are skipped and counted in the log.
@@ -216,6 +246,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]], series: str | None = No
         paths: a folder (nested or not), a zip, a multi-frame file, or the files of the series or their paths in a zip.
         series: which to read if there are several: its SeriesDescription ("t1*"), SeriesNumber or UID.
         check_count: whether fewer slices than a header declares are an error.
+        resample_tilt: whether slices of a tilted gantry or with an uneven spacing are resampled to a straight grid.
 
     Raises:
         InputError: no such volume; a file among the slices is damaged or not DICOM.
@@ -237,10 +268,10 @@ def read_series(paths: Sequence[str | os.PathLike[str]], series: str | None = No
         if len(planes) > len(headers) > 1:
             raise InputError(path, f"{len(headers)} multi-frame files in one series", "Give one of the files")
         _check_strays(planes, strays)
-        order, spacing, orientation = stack(path, planes)
+        geometry = stack(path, planes, resample_tilt)
         if check_count:
             check_declared(path, len(planes), list(headers.values()))
-    return Series(list(headers), list(headers.values()), planes, order, spacing, orientation)
+    return Series(list(headers), list(headers.values()), planes, *geometry)
 
 
 def list_sources(path: str | os.PathLike[str]) -> list[Source]:

@@ -127,6 +127,6 @@ class StudyReader(DicomSeriesReader):
         self.last = None
         if CheckedVolumeReader().verify_suffix(img) and not Path(img[0]).is_dir():
             return CheckedVolumeReader().get_data(img)
-        self.last = read_series(img, self.series, self.check_count)
+        self.last = read_series(img, self.series, self.check_count, self.resample_tilt)
         self.last.source_images  # noqa: B018 what a result could not refer to is an error before the prediction
         return read_volume(self.last)
