@@ -50,7 +50,7 @@ def predict_images(
     ...     (Path(folder) / "cells_trans.tif").touch()
     ...     data = DataLoader(Dataset([{"image": "cells.png"}]))
     ...     predict_images(SupervisedEvaluator("cpu", data, network=None), Compose([save]))
-    0 of 1 images predicted, 1 already there
+    0 of 1 images predicted, 1 already there, in ...
     """
     again = parse_bool("overwrite", overwrite)
     dataset = cast(Dataset, cast(DataLoader, evaluator.data_loader).dataset)
@@ -76,7 +76,9 @@ def predict_images(
         logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
     if bad and len(dataset) == 1:
         raise bad[0]
-    print(f"{len(dataset) - len(bad) - there} of {len(dataset)} images predicted, {there} already there")
+    folders = ", ".join({str(layout.output_dir): None for layout in layouts})
+    done = len(dataset) - len(bad) - there
+    print(f"{done} of {len(dataset)} images predicted, {there} already there, in {folders}")
     for failure in bad:
         print(f"FAILED  {failure}")
     if bad:
