@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import cast
 
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, FolderLayout
 from monai.engines import Evaluator
 from monai.transforms import Compose, SaveImaged
 from torch.utils.data import Subset
@@ -76,7 +76,7 @@ def predict_images(
         logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
     if bad and len(dataset) == 1:
         raise bad[0]
-    folders = ", ".join({str(layout.output_dir): None for layout in layouts})
+    folders = ", ".join({os.fspath(cast(FolderLayout, layout).output_dir): None for layout in layouts})
     done = len(dataset) - len(bad) - there
     print(f"{done} of {len(dataset)} images predicted, {there} already there, in {folders}")
     for failure in bad:
