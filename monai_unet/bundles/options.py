@@ -17,7 +17,11 @@ HEADING = re.compile(r"# --- (.+?):? ---$")
 
 
 class Option(NamedTuple):
-    """An option as a config has it: its name, its default in YAML, and the comment that explains it."""
+    """An option as a config has it: its name, its default in YAML, and the comment that explains it.
+
+    >>> Option("max_epochs", "60", "of 500 steps", "optimisation").default
+    '60'
+    """
 
     name: str
     default: str
