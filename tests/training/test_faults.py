@@ -91,6 +91,8 @@ class Faults:
         return len(steps) - len(set(steps))
 
     def runs(self) -> list[str]:
+        if not (self.folder.parent / "mlflow.db").exists():  # to open it would create it, without MLflow's tables
+            return []
         with sqlite3.connect(self.folder.parent / "mlflow.db") as store:
             made = store.execute("select name from sqlite_master where name = 'runs'").fetchall()
             return [status for (status,) in store.execute("select status from runs")] if made else []
