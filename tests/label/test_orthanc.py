@@ -223,7 +223,9 @@ def test_a_new_series_and_a_new_label_are_seen_at_once(served, archive, series, 
     save(served, uid, served.infer(uid).content)
     time.sleep(1.5)
     assert served.get("/info/")["datastore"]["completed"] == before["completed"] + 1
-    assert all(served.post("/activelearning/random")["id"] != uid for _ in range(5)), "not offered again"
+    for _ in range(3):
+        assert served.post("/activelearning/random")["id"] != uid, "offered again"
+        time.sleep(1.5)  # MONAI Label weighs by whole seconds since an image was offered, and fails where all are 0
 
 
 def test_an_unknown_series_is_named(served, uids):
