@@ -62,11 +62,12 @@ class Living(TorchDispatchMode):
         (ValidUNet(2, 1, 20, (4, 5)), (60, 60)),
         (ValidUNet(3, 1, 3, (2, 4, 8)), (4, 8, 12)),
         (ValidUNet(2, 2, 2, (2, 3, 4, 5, 6)), (132, 132)),
+        (ValidUNet(3, 1, 3, (2, 4, 8), kernel_size=[(1, 3, 3), 3, 3], strides=[(1, 2, 2), 2]), (6, 8, 12)),
     ],
 )
 def test_counted_memory_is_that_of_the_living_tensors(network, tile):
     network.eval()
-    x = torch.rand(2, network.in_channels, *(t + 2 * network.margin for t in tile))
+    x = torch.rand(2, network.in_channels, *TilePlan(tile, tile, network.margin, network.multiple).window)
     with Living() as living:
         network(x)
     assert pass_bytes(network, tile, batch=2) == living.peak + x.nbytes
