@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose
 
@@ -136,6 +137,13 @@ def _shared(config: str | os.PathLike[str], training: Mapping[str, Any]) -> dict
     }
 
 
+class _Locator(ComponentLocator):
+    """MONAI's, for a process in which another thread imports modules at this moment, as the journal's does."""
+
+    def _find_module_names(self) -> list[str]:
+        return [name for name in list(sys.modules) if name.startswith(self.MOD_START)]
+
+
 class Segmentation:
     """Segment arrays for MLflow: an image in, labels or probabilities out.
 
@@ -145,6 +153,7 @@ class Segmentation:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         parser = ConfigParser()
+        parser.locator = _Locator()
         parser.read_config([Path(folder) / "inference.yaml", Path(folder) / "training.yaml"])
         parser["bundle_root"] = os.fspath(folder)
         parser["ckpt_path"] = os.fspath(Path(folder) / "model.pt")

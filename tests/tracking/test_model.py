@@ -94,6 +94,18 @@ def test_the_signature_and_the_input_example_fit(bundle, shape, tmp_path):
     assert validate_serving_input(os.fspath(model), served) is not None
 
 
+def test_another_thread_may_import_modules_at_the_same_time(model, monkeypatch):
+    """The journal's does, in a short training: it sends the first lines while the model is being written."""
+
+    class Name(str):
+        def startswith(self, *args):
+            monkeypatch.setitem(sys.modules, f"imported_after_{len(sys.modules)}", sys)
+            return False
+
+    monkeypatch.setitem(sys.modules, Name("a_module"), sys)
+    Segmentation(model / "mlflow" / "data" / "bundle")
+
+
 def test_every_shape_of_the_same_image_gives_the_same(model):
     network = Segmentation(model / "mlflow" / "data" / "bundle")
     image = np.random.default_rng(0).integers(0, 255, (37, 61)).astype(np.uint8)
