@@ -278,11 +278,30 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "CRC of gzip NRRD": (_bytes("gzip.nrrd", lambda c: _flip(c, len(c) - 6)), "damaged: Error -3 .* incorrect data"),
     "trailing gzip NRRD": (_bytes("gzip.nrrd", lambda c: c + b"more"), "other data follow"),
     "NRRD without space": (
-        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is None, which is not"
+        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is missing, which is not"
+    ),
+    "NRRD with a damaged space": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"left-posterior-superior", b"Geheim")), "space is another one, which is"
+    ),
+    "NRRD in time, too": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"superior", b"superior-time")), "left-posterior-superior-time, which is"
+    ),
+    "NRRD with a damaged encoding": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"encoding: raw", b"encoding: Geheim")), "encoding is another one, which"
+    ),
+    "NRRD of a known encoding": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"encoding: raw", b"encoding: bzip2")), "encoding is bzip2, which is not"
+    ),
+    "NRRD with a name in its origin": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"space origin: (", b"space origin: (Geheim")), r"not readable \(\w+\)"
     ),
     "NRRD in micrometres": (
         _bytes("raw.nrrd", lambda c: c.replace(b"space:", b'space units: "um" "um" "um"\nspace:', 1)),
         "space units are um, not mm",
+    ),
+    "NRRD with damaged units": (
+        _bytes("raw.nrrd", lambda c: c.replace(b"space:", b'space units: "Geheim" "mm" "mm"\nspace:', 1)),
+        "space units are another one, mm, not mm",
     ),
     "gzip NRRD that unpacks to more than it says": (
         _bytes("gzip.nrrd", lambda c: c.split(b"\n\n", 1)[0] + b"\n\n" + gzip.compress(bytes(1 << 27))),

@@ -26,6 +26,13 @@ NRRD_SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
 }
+#: What else NRRD defines: only these words are quoted, because anything else might be a name.
+NRRD_WORDS = (
+    *("scanner-xyz", "3d-right-handed", "3d-left-handed", "right-up", "right-down"),
+    *(f"{space}-time" for space in (*NRRD_SPACES, "scanner-xyz", "3d-right-handed", "3d-left-handed")),
+    *("text", "txt", "ascii", "hex", "bzip2", "bz2"),
+    *("m", "cm", "um", "µm", "nm", "micron", "microns", "micrometer", "micrometre", "meter", "metre", "inch", "pixel"),
+)
 META_SYNONYMS = {
     **dict.fromkeys(("Position", "Origin"), "Offset"),
     **dict.fromkeys(("Rotation", "Orientation"), "TransformMatrix"),
@@ -88,15 +95,19 @@ def _nrrd_header(path: Path, content: bytes) -> _Header:
     lines = [line.split(": ", 1) for line in head.decode("latin1").splitlines()[1:] if ": " in line]
     fields = {line[0]: line[1].strip() for line in lines}
     if fields.get("space", "").lower() not in NRRD_SPACES:
-        problem = f"space is {fields.get('space')}, which is not anatomical"
+        problem = f"space is {_quoted(fields.get('space'))}, which is not anatomical"
         raise InputError(path, problem, "Save it with space LPS or RAS")
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", "")))
     if units - {"mm", "millimeter", "millimetre", ""}:
-        problem = f"space units are {', '.join(sorted(units))}, not mm"
+        problem = f"space units are {', '.join(sorted(map(_quoted, units)))}, not mm"
         raise InputError(path, problem, "Convert directions and origin to mm")
     if (encoding := fields.get("encoding", "")) not in ("raw", "gzip", "gz"):
-        raise InputError(path, f"encoding {encoding} is not checked here", "Save it as raw or gzip")
+        raise InputError(path, f"encoding is {_quoted(encoding)}, which is not checked here", "Save it as raw or gzip")
     return _Header(fields, voxels, fields.get("data file", fields.get("datafile")), encoding != "raw")
+
+
+def _quoted(word: str | None) -> str:
+    return "missing" if not word else word if word.lower() in (*NRRD_SPACES, *NRRD_WORDS, "mm") else "another one"
 
 
 def _nrrd_geometry(fields: dict[str, str]) -> Affine:

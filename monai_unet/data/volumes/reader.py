@@ -106,7 +106,8 @@ def _decode(path: Path) -> Decoded:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(path, f"truncated or damaged: {error}", SAVE_AGAIN) from error
     except Exception as error:
-        raise InputError(path, f"not readable ({type(error).__name__}: {error})", SAVE_AGAIN) from error
+        text = f": {error}" if name.endswith(NIFTI) else ""  # those of other headers may be a patient's name
+        raise InputError(path, f"not readable ({type(error).__name__}{text})", SAVE_AGAIN) from error
 
 
 def _check_labels(path: str, array: Array, allowed: Sequence[int]) -> None:
