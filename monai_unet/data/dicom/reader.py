@@ -16,7 +16,8 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_unet.data.dicom.series import DICOM_SUFFIXES, Series, Source, read_series
+from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source
+from monai_unet.data.dicom.series import Series, read_series
 from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
 from monai_unet.errors import InputError
 from monai_unet.options import parse_bool

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from monai_unet.data.dicom.series import is_chosen
+from monai_unet.data.dicom.files import is_chosen
 from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.data.studies.locations import UNREAD, Location, find_locations
 from monai_unet.data.studies.pseudonyms import Pseudonyms

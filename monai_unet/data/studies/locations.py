@@ -8,7 +8,7 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_unet.data.dicom.series import DICOM_SUFFIXES, Source, is_image, list_sources, read_header
+from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source, is_image, list_sources, read_header
 from monai_unet.data.dicom.silence import reading
 from monai_unet.data.studies.study import Facts, volume_suffix
 from monai_unet.errors import InputError

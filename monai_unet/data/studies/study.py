@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 from monai.config import PathLike
 
+from monai_unet.data.dicom.files import list_all
 from monai_unet.data.dicom.reader import DicomSeriesReader, read_volume
-from monai_unet.data.dicom.series import Series, list_all, read_series
+from monai_unet.data.dicom.series import Series, read_series
 from monai_unet.data.volumes.itk import META, NRRD
 from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.data.volumes.reader import CheckedVolumeReader
