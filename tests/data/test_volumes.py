@@ -278,7 +278,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "CRC of gzip NRRD": (_bytes("gzip.nrrd", lambda c: _flip(c, len(c) - 6)), "damaged: Error -3 .* incorrect data"),
     "trailing gzip NRRD": (_bytes("gzip.nrrd", lambda c: c + b"more"), "other data follow"),
     "NRRD without space": (
-        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is missing, which is not"
+        _bytes("raw.nrrd", lambda c: c.replace(b"space: left-posterior-superior\n", b"")), "space is missing, which"
     ),
     "NRRD with a damaged space": (
         _bytes("raw.nrrd", lambda c: c.replace(b"left-posterior-superior", b"Geheim")), "space is another one, which is"
