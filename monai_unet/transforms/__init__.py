@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
+from monai_unet.transforms.foreground import ForegroundVoxels, ForegroundVoxelsd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
 from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd
+from monai_unet.transforms.unlabelled import ClassWeightMap, ClassWeightMapd, SplitUnlabelled, SplitUnlabelledd
 from monai_unet.transforms.weight_map import BorderWeightMap, BorderWeightMapd
 
 __all__ = [
     "BorderWeightMap",
     "BorderWeightMapd",
+    "ClassWeightMap",
+    "ClassWeightMapd",
+    "ForegroundVoxels",
+    "ForegroundVoxelsd",
     "LabelInstances",
     "LabelInstancesd",
     "NormalizePages",
@@ -18,4 +24,6 @@ __all__ = [
     "RandElasticDeformationd",
     "SeparateInstances",
     "SeparateInstancesd",
+    "SplitUnlabelled",
+    "SplitUnlabelledd",
 ]

@@ -41,7 +41,8 @@ class RandElasticDeformation(RandomizableTransform):
     image is mirrored about its outermost voxels (numpy's "reflect").
 
     Args:
-        grid_size: nodes per axis of the coarse grid, which spans the output tile from corner to corner; at least 2.
+        grid_size: nodes of the coarse grid, which spans the output tile from corner to corner; one number or one per
+            axis, at least 2: fewer along an axis with few voxels keep the deformation equally smooth.
         sigma: standard deviation of the node displacements, in voxels; one number or one per axis.
         prob: probability of transforming at all; otherwise the tile is cut out unchanged.
         mode: "bilinear" (trilinear in 3-D), "nearest" (for labels: keeps dtype and values) or, in 2-D, "bicubic".
@@ -53,6 +54,8 @@ class RandElasticDeformation(RandomizableTransform):
         translate_range: the shift is uniform in ± this many voxels; one number or one per axis.
         random_center: centre the tile on a voxel drawn uniformly from the image (regardless of ``prob``) instead of on
             the image's centre.
+        foreground_prob: probability of drawing this voxel from a list instead, such as that of `ForegroundVoxels`, if
+            there is one.
         flip_prob: probability of mirroring each axis independently; one number or one per axis.
         sigma_in_mm: ``sigma`` is in the unit of the MetaTensor's affine (millimetres) instead of voxels.
         scale_range: the image is magnified by a factor uniform in 1 ± this, the same for all axes; or one range per
@@ -72,7 +75,7 @@ class RandElasticDeformation(RandomizableTransform):
 
     def __init__(
         self,
-        grid_size: int = 3,
+        grid_size: int | Sequence[int] = 3,
         sigma: float | Sequence[float] = 10.0,
         prob: float = 1.0,
         mode: str = "bilinear",
@@ -85,12 +88,13 @@ class RandElasticDeformation(RandomizableTransform):
         flip_prob: float | Sequence[float] = 0.0,
         sigma_in_mm: bool = False,
         scale_range: float | Sequence[float] = 0.0,
+        foreground_prob: float = 0.0,
     ) -> None:
-        if not isinstance(grid_size, int) or grid_size < 2:
+        if np.asarray(grid_size).dtype.kind != "i" or np.min(grid_size) < 2:
             raise ValueError(f"grid_size is {grid_size!r}; it must be a whole number of at least 2, the paper's is 3")
         if not np.all(np.isfinite(sigma)) or np.min(sigma) < 0:
             raise ValueError(f"sigma is {sigma!r}; a standard deviation is finite and at least 0, the paper's is 10")
-        for name, value in (("prob", prob), ("flip_prob", flip_prob)):
+        for name, value in (("prob", prob), ("flip_prob", flip_prob), ("foreground_prob", foreground_prob)):
             if not (np.min(value) >= 0 and np.max(value) <= 1):
                 raise ValueError(f"{name} is {value!r}; a probability is in 0 ... 1")
         if spatial_size is not None and np.min(spatial_size) < 1:
@@ -100,6 +104,10 @@ class RandElasticDeformation(RandomizableTransform):
                 raise ValueError(f"{name} is {value!r}; it must be finite, 0 turns it off")
         if not (np.min(scale_range) >= 0 and np.max(scale_range) < 1):
             raise ValueError(f"scale_range is {scale_range!r}; it must be at least 0, which turns it off, and below 1")
+        if foreground_prob and not parse_bool("random_center", random_center):
+            raise ValueError(
+                f"foreground_prob is {foreground_prob!r}, but tiles have a fixed centre; use random_center"
+            )
         RandomizableTransform.__init__(self, prob)
         self.grid_size = grid_size
         self.sigma = sigma
@@ -112,9 +120,15 @@ class RandElasticDeformation(RandomizableTransform):
         self.flip_prob = flip_prob
         self.sigma_in_mm = sigma_in_mm
         self.scale_range = scale_range
+        self.foreground_prob = foreground_prob
 
-    def randomize(self, data: NdarrayOrTensor) -> None:
-        """Draw the node vectors, angles, shift, mirroring, tile centre and scale for an image (C, *spatial)."""
+    def randomize(self, data: NdarrayOrTensor, foreground: NdarrayOrTensor | None = None) -> None:
+        """Draw the node vectors, angles, shift, mirroring, tile centre and scale for an image (C, *spatial).
+
+        Args:
+            data: the image.
+            foreground: voxels on which the tile may be centred (voxels, axes), used with ``foreground_prob``.
+        """
         super().randomize(None)
         rank = _rank(data)
         sigma = _per_axis("sigma", self.sigma, rank)
@@ -125,8 +139,8 @@ class RandElasticDeformation(RandomizableTransform):
                     f"{type(data).__name__}; load with LoadImaged, or give sigma in voxels"
                 )
             sigma = sigma / data.affine[:-1, :rank].norm(dim=0).numpy(force=True)
-        nodes = self.R.normal(size=(rank, *(self.grid_size,) * rank))
-        #: displacements at the nodes, in voxels: (rank, grid_size, ...), float64
+        nodes = self.R.normal(size=(rank, *_per_axis("grid_size", self.grid_size, rank)))
+        #: displacements at the nodes, in voxels: (rank, *grid_size), float64
         self.nodes: np.ndarray = nodes * sigma.reshape(-1, *(1,) * rank)
         turns = _per_axis("rotate_range", self.rotate_range, 1 if rank == 2 else 3)
         self.angles: np.ndarray = self.R.uniform(-1, 1, len(turns)) * turns
@@ -137,6 +151,9 @@ class RandElasticDeformation(RandomizableTransform):
         if np.any(self.scale_range):  # last and only if needed, so that it does not change the other draws of a seed
             ranges = _per_axis("scale_range", self.scale_range, rank)
             self.scale = 1 + self.R.uniform(-1, 1, np.size(self.scale_range)) * ranges
+        voxels = np.empty((0, rank)) if foreground is None else np.asarray(foreground)
+        if self.foreground_prob and len(voxels) and self.R.uniform() < self.foreground_prob:
+            self.center = (voxels[self.R.randint(len(voxels))] + 0.5) / data.shape[1:]
 
     def displacement(self, spatial_size: Sequence[int], device: torch.device | None = None) -> Tensor:
         """Interpolate the drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
@@ -144,8 +161,9 @@ class RandElasticDeformation(RandomizableTransform):
         Cubic convolution (a = −0.75) of ``self.nodes``, one axis after another, with nodes on the tile's corners.
         """
         field = torch.as_tensor(self.nodes, dtype=torch.float32, device=device)
-        for n in spatial_size:  # consumes the first axis, appends the new one
-            field = torch.tensordot(field, _cubic_convolution(self.grid_size, n, device), dims=([1], [1]))
+        for nodes, n in zip(self.nodes.shape[1:], spatial_size, strict=True):
+            # consumes the first axis, appends the new one
+            field = torch.tensordot(field, _cubic_convolution(nodes, n, device), dims=([1], [1]))
         return field
 
     def coordinates(self, input_size: Sequence[int], device: torch.device | None = None) -> tuple[Tensor, bool]:
@@ -209,6 +227,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         keys: channel-first items of one spatial shape (image, label, weight map).
         mode: for all keys, or one per key.
         padding_mode: for all keys, or one per key.
+        foreground_key: item with the voxels on which tiles may be centred, as for `RandElasticDeformation.randomize`.
         allow_missing_keys: skip absent keys.
         grid_size, sigma, prob, kwargs: as for `RandElasticDeformation`. ``sigma_in_mm`` uses the first key's affine.
 
@@ -225,18 +244,20 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        grid_size: int = 3,
+        grid_size: int | Sequence[int] = 3,
         sigma: float | Sequence[float] = 10.0,
         prob: float = 1.0,
         mode: str | Sequence[str] = "bilinear",
         padding_mode: str | Sequence[str] = "reflection",
         *,
+        foreground_key: str = "foreground",
         allow_missing_keys: bool = False,
         **kwargs: Any,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.deformation = RandElasticDeformation(grid_size, sigma, prob, **kwargs)
+        self.foreground_key = foreground_key
         self.mode = [parse_choice("mode", m, MODES) for m in ensure_tuple_rep(mode, len(self.keys))]
         paddings = ensure_tuple_rep(padding_mode, len(self.keys))
         self.padding_mode = [parse_choice("padding_mode", p, PADDING_MODES) for p in paddings]
@@ -249,9 +270,9 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         self.deformation.set_random_state(seed, state)
         return self
 
-    def randomize(self, data: NdarrayOrTensor) -> None:
+    def randomize(self, data: NdarrayOrTensor, foreground: NdarrayOrTensor | None = None) -> None:
         """Draw once for all keys."""
-        self.deformation.randomize(data)
+        self.deformation.randomize(data, foreground)
         self._do_transform = self.deformation._do_transform
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
@@ -267,7 +288,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         if not groups:
             return d
         first = d[self.first_key(d)]
-        self.randomize(first)
+        self.randomize(first, d.get(self.foreground_key))
         shapes = {key: tuple(d[key].shape[1:]) for key in self.key_iterator(d)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"the keys' spatial shapes differ: {shapes}; image, label and weights must match")

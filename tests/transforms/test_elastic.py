@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,20 +38,24 @@ def cubic_convolution(nodes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
             return (a + 2) * t**3 - (a + 3) * t**2 + 1
         return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
 
-    grid, out = nodes.shape[1], np.zeros((len(nodes), *size))
+    grid, out = nodes.shape[1:], np.zeros((len(nodes), *size))
     for voxel in np.ndindex(*size):
-        position = [i * (grid - 1) / (n - 1) for i, n in zip(voxel, size, strict=True)]
+        position = [i * (g - 1) / (n - 1) for i, g, n in zip(voxel, grid, size, strict=True)]
         for offset in np.ndindex(*(4,) * len(size)):
             node = [math.floor(p) - 1 + o for p, o in zip(position, offset, strict=True)]
             weight = math.prod(kernel(p - k) for p, k in zip(position, node, strict=True))
-            out[(slice(None), *voxel)] += weight * nodes[(slice(None), *(min(max(k, 0), grid - 1) for k in node))]
+            out[(slice(None), *voxel)] += (
+                weight * nodes[(slice(None), *(min(max(k, 0), g - 1) for k, g in zip(node, grid, strict=True)))]
+            )
     return out
 
 
-@pytest.mark.parametrize(("grid_size", "size"), [(3, (17, 24)), (2, (9, 9)), (5, (12, 31)), (3, (7, 6, 9))])
-def test_field_is_the_cubic_convolution_of_its_node_vectors(grid_size: int, size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("grid_size", "size"), [(3, (17, 24)), (2, (9, 9)), (5, (12, 31)), (3, (7, 6, 9)), ((2, 4, 5), (3, 8, 9))]
+)
+def test_field_is_the_cubic_convolution_of_its_node_vectors(grid_size: Any, size: tuple[int, ...]) -> None:
     transform = drawn(torch.zeros(1, *size), grid_size=grid_size)
-    assert transform.nodes.shape == (len(size), *(grid_size,) * len(size))
+    assert transform.nodes.shape == (len(size), *np.broadcast_to(grid_size, len(size)))
     np.testing.assert_allclose(transform.displacement(size), cubic_convolution(transform.nodes, size), atol=2e-5)
 
 
@@ -282,6 +287,22 @@ def test_random_centre_is_uniform_over_the_image() -> None:
     np.testing.assert_allclose(counts, 400, atol=80)
 
 
+def test_a_share_of_the_tiles_is_centred_on_foreground_and_the_rest_as_before() -> None:
+    image, foreground = torch.arange(1000).reshape(1, 20, 50), np.array([[3, 7], [3, 8], [19, 49], [0, 0]])
+    tile = {"sigma": 0, "mode": "nearest", "random_center": True, "spatial_size": 1}
+    deform = RandElasticDeformationd("image", foreground_prob=0.4, foreground_key="cells", **tile)
+    plain = RandElasticDeformationd("image", **tile)
+    values = []
+    for seed in range(500):
+        values.append(int(deform.set_random_state(seed)({"image": image, "cells": foreground})["image"]))
+        if values[-1] not in (157, 158, 999, 0):
+            assert values[-1] == int(plain.set_random_state(seed)({"image": image})["image"])
+    for voxel in (157, 158, 999, 0):
+        assert 30 < values.count(voxel) < 70  # 500 * 0.4 / 4 = 50, standard deviation 6.7
+    without = deform.set_random_state(7)({"image": image, "cells": foreground[:0]})["image"]
+    assert torch.equal(without, plain.set_random_state(7)({"image": image})["image"])
+
+
 def test_scaling_magnifies_about_the_centre_one_factor_for_all_axes_or_one_each() -> None:
     """On a ramp along each axis, the value at a voxel is the position it reads: its offset divided by the factor."""
     ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in (21, 31, 41)], indexing="ij"))
@@ -364,6 +385,9 @@ def test_keys_of_different_shapes_are_refused() -> None:
     [
         ({"grid_size": 1}, "grid_size is 1; it must be a whole number of at least 2, the paper's is 3"),
         ({"grid_size": 3.5}, "grid_size is 3.5; it must be a whole number"),
+        ({"grid_size": (1, 3, 3)}, "grid_size is (1, 3, 3); it must be a whole number of at least 2"),
+        ({"foreground_prob": 1.5}, "foreground_prob is 1.5; a probability is in 0 ... 1"),
+        ({"foreground_prob": 0.3}, "foreground_prob is 0.3, but tiles have a fixed centre; use random_center"),
         ({"sigma": -1.0}, "sigma is -1.0; a standard deviation is finite and at least 0, the paper's is 10"),
         ({"sigma": (1.0, math.nan)}, "sigma is (1.0, nan)"),
         ({"prob": 1.5}, "prob is 1.5; a probability is in 0 ... 1"),
@@ -391,6 +415,7 @@ def test_bad_parameters(parameters: dict, message: str) -> None:
         ({}, torch.zeros(5), "got an array of shape (5,); it must be (C, H, W) or (C, H, W, D)"),
         ({}, torch.zeros(5, 5), "got an array of shape (5, 5); it must be (C, H, W) or (C, H, W, D)"),
         ({"sigma": (1, 2, 3)}, torch.zeros(1, 5, 5), "sigma is (1, 2, 3); use one number, or 2 for this image"),
+        ({"grid_size": (3, 3)}, torch.zeros(1, 5, 5, 5), "grid_size is (3, 3); use one number, or 3 for this image"),
         ({"scale_range": (0.1, 0.1)}, torch.zeros(1, 5, 5, 5), "scale_range is (0.1, 0.1); use one number, or 3"),
         ({"spatial_size": (4, 4)}, torch.zeros(1, 5, 5, 5), "spatial_size is (4, 4); use one number, or 3"),
         ({"sigma_in_mm": True}, torch.zeros(1, 5, 5), "sigma_in_mm needs a MetaTensor, whose affine holds the voxel"),
