@@ -7,13 +7,16 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["UNWRITABLE", "InputError", "explain", "plain_input_errors"]
+__all__ = ["UNWRITABLE", "InputError", "explain", "plain_input_errors", "raise_problems"]
 
 PACKAGE = Path(__file__).parent
+#: how many of several problems are listed
+LISTED = 20
 #: why a file cannot be written, and the cure
 UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room, or choose another output folder")
 UNWRITABLE |= dict.fromkeys(
@@ -43,10 +46,36 @@ class InputError(ValueError):
         self.path = os.fspath(path)
         self.problem = problem.rstrip(".")
         self.cure = cure.rstrip(".")
-        super().__init__(f"{self.path}: {self.problem}{'' if self.problem.endswith('?') else '.'} {self.cure}.")
+        end = ("" if self.problem.endswith("?") else ".") + ("\n" if "\n" in self.problem else " ")
+        super().__init__(f"{self.path}: {self.problem}{end}{self.cure}.")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.cure)  # a worker process pickles it
+
+
+def raise_problems(path: str | os.PathLike[str], problems: Sequence[InputError]) -> None:
+    """Raise what is wrong with the files of a list: the one problem as it is, or a line for each of several.
+
+    Args:
+        path: of the list, or its name.
+        problems: of the files. Of more than 20 the rest is counted; without any, nothing happens.
+
+    Raises:
+        InputError: there is a problem.
+
+    >>> raise_problems("dataset.json", [InputError(f"{name}.png", "empty file", "Copy it again") for name in "ab"])
+    Traceback (most recent call last):
+    monai_unet.errors.InputError: dataset.json: 2 problems:
+    a.png: empty file. Copy it again.
+    b.png: empty file. Copy it again.
+    Correct them, and start again.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [f"{len(problems)} problems:", *map(str, problems[:LISTED])]
+        lines += [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise InputError(path, "\n".join(lines), "Correct them, and start again")
 
 
 def plain_input_errors() -> None:

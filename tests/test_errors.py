@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from monai_unet.data import MicroscopyWriter
-from monai_unet.errors import InputError, explain, plain_input_errors
+from monai_unet.errors import InputError, explain, plain_input_errors, raise_problems
 from monai_unet.files import replacing
 from monai_unet.networks import ValidUNet
 from monai_unet.options import parse_bool, require
@@ -55,6 +56,21 @@ def test_an_error_crosses_processes_with_its_parts():
     error = pickle.loads(pickle.dumps(InputError("a.tif", "no pixels.", "Remove it.")))
     assert (error.path, error.problem, error.cure) == ("a.tif", "no pixels", "Remove it")
     assert str(error) == "a.tif: no pixels. Remove it."
+
+
+def test_of_many_problems_twenty_are_listed_and_the_rest_is_counted():
+    problems = [InputError(f"{number}.tif", "no pixels", "Remove it") for number in range(23)]
+    raise_problems("list", [])
+    assert str(raised(lambda: raise_problems("list", problems[:1]))) == "0.tif: no pixels. Remove it."
+    first, *lines, rest, last = str(raised(lambda: raise_problems("list", problems))).splitlines()
+    assert (first, rest, last) == ("list: 23 problems:", "and 3 more.", "Correct them, and start again.")
+    assert lines == [str(problem) for problem in problems[:20]]
+
+
+def raised(raising: Callable[[], object]) -> InputError:
+    with pytest.raises(InputError) as error:
+        raising()
+    return error.value
 
 
 def caught(raising: Callable[[], object]) -> str | None:

@@ -615,6 +615,19 @@ def test_channels(tmp_path: Path) -> None:
     assert read(tmp_path / "b.tif", None)[0].shape == (1, 40, 30)
 
 
+def test_gray_enters_a_network_of_colours_as_red_green_and_blue(tmp_path: Path) -> None:
+    gray, one = tmp_path / "gray.tif", RAMP.astype(np.float32)
+    tifffile.imwrite(gray, RAMP)
+    reader = MicroscopyReader(3, colour=True)
+    assert np.array_equal(reader.get_data(reader.read(gray))[0], np.stack([one, one, one]))
+    assert check_images([{"image": gray}], channels=3, colour="true") == [{"image": gray}]
+    rejects(gray, "1 channels, the network takes 3. Give images of 3 channels", channels=3)
+    two = tmp_path / "two.tif"
+    tifffile.imwrite(two, np.stack([RAMP, RAMP]), metadata={"axes": "CYX"}, ome=True)
+    with pytest.raises(InputError, match=r"two.tif: 2 channels, the network takes 3"):
+        reader.get_data(reader.read(two))
+
+
 def test_unsupported_layouts(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     five = np.zeros((2, 3, 2, 5, 4), np.uint8)
@@ -843,6 +856,33 @@ def test_masks_are_no_instances(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         check_images([item], label_keys=("label",))
     assert caught.value.path == item["label"]
+
+
+def test_the_problems_of_all_items_are_listed(pair: dict[str, str], tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "label.tif", RAMP % 3)
+    missing = str(tmp_path / "none.png")
+    both = {"image": missing, "label": str(tmp_path / "label.tif")}
+    with pytest.raises(InputError) as caught:
+        check_images([pair, both, {"image": pair["image"]}], label_keys=("label",), label_values=(0, 1))
+    assert str(caught.value).splitlines() == [
+        "datalist: 4 problems:",
+        f"{pair['label']}: labels that are not 0/1: 255. Save the labels as 0/1.",
+        f"{missing}: there is no such file. Check the path.",
+        f"{both['label']}: labels that are not 0/1: 2. Save the labels as 0/1.",
+        "datalist item 2: has no 'label', only ['image']. Add its path.",
+        "Correct them, and start again.",
+    ]
+
+
+def test_a_mask_of_what_is_not_labelled_is_checked_too(pair: dict[str, str], tmp_path: Path) -> None:
+    item = {**pair, "ignore": str(tmp_path / "ignore.tif")}
+    tifffile.imwrite(tmp_path / "ignore.tif", np.uint8([0, 255])[RAMP % 2])
+    assert check_images([item], label_keys=("label",), label_values=(0, 255)) == [item]
+    tifffile.imwrite(tmp_path / "ignore.tif", (RAMP % 2).astype(np.uint8))
+    assert check_images([item], label_keys=("label",), label_values=(0, 255)) == [item]
+    tifffile.imwrite(tmp_path / "ignore.tif", (RAMP % 3).astype(np.uint8))
+    with pytest.raises(InputError, match=r"ignore.tif: labels that are not 0/255: 1, 2"):
+        check_images([item], label_keys=("label",), label_values=(0, 255))
 
 
 def test_a_coloured_mask_is_not_to_be_made_gray(tmp_path: Path) -> None:

@@ -8,17 +8,18 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from monai.utils.misc import ensure_tuple
 from scipy import ndimage
 
+from monai_unet.data.channels import CHANNEL, group_channels, missing_channel
 from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import LARGE, OUT_OF_SCOPE, SUFFIXES, MicroscopyReader
 from monai_unet.data.microscopy.tiff import PREDICT
-from monai_unet.errors import InputError
+from monai_unet.errors import InputError, raise_problems
 
 __all__ = ["check_images", "list_images", "split_pages", "take_page"]
 
@@ -31,7 +32,8 @@ def check_images(
     channels: int | None = 1,
     label_values: Sequence[int] | None = None,
     other_values: Sequence[int] = (),
-    stacks: bool = True,
+    stacks: bool | Literal["volume"] = True,
+    colour: bool | str = False,
 ) -> list[dict[str, Any]]:
     """Read every file of a MONAI datalist before the first step of a training or a prediction.
 
@@ -40,20 +42,21 @@ def check_images(
     Args:
         items: the datalist, ``[{"image": path, "label": path}, ...]``, also that of `split_pages`.
         label_keys: the keys of labels or masks, which every item must have: one channel, whole numbers, the image's
-            spatial shape.
+            spatial shape. Where an item has a mask ``ignore`` besides its labels, it is checked too: 0/255 or 0/1.
         channels: the channels the network takes; None for any number.
-        label_values: the values a label may have, (0, 255) for example; None for instances: 0 is background, and each
-            object has a whole number of its own.
+        label_values: the values a label may have, (0, 255) for example; (0, 1, 2, 255) for three classes and what is
+            not labelled. None for instances: 0 is background, and each object has a whole number of its own.
         other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
-        stacks: whether an image may have several pages (or Z planes).
+        stacks: whether an image may have several pages (or Z planes); "volume": it must.
+        colour: as for `MicroscopyReader`.
 
     Returns:
         The items as a list, for use in a configuration.
 
     Raises:
-        InputError: at the first bad item: as `MicroscopyReader`, and for an empty list, a missing key, an image listed
-            twice, a stack where there may be none, labels of another shape or with other values, and masks where
-            instances are due.
+        InputError: with the problems of all items: as `MicroscopyReader`, and for an empty list, a missing key, an
+            image listed twice, a stack where there may be none or none where there must be one, labels of another shape
+            or with other values, and masks where instances are due.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -67,30 +70,51 @@ def check_images(
     monai_unet.errors.InputError: ...mask.png: labels that are not 0/255: 128. Save the labels as 0/255.
     """
     seen: set[tuple[str, ...]] = set()
-    readers = {"image": MicroscopyReader(channels)} | {key: MicroscopyReader(1, label=True) for key in label_keys}
+    reader, labels = MicroscopyReader(channels, colour=colour), MicroscopyReader(1, label=True)
     if not items:
         raise InputError("datalist", "it has no items", "Check the folder or the name of the list")
+    problems: list[InputError] = []
     with keeping_decoded():
         for index, item in enumerate(items):
-            if missing := [key for key in readers if key not in item]:
-                raise InputError(f"datalist item {index}", f"has no {missing[0]!r}, only {list(item)}", "Add its path")
-            arrays = {key: reader.get_data(reader.read(item[key]))[0] for key, reader in readers.items()}
-            image, files = arrays["image"], ensure_tuple(item["image"])
+            if missing := [key for key in ("image", *label_keys) if key not in item]:
+                problem = f"has no {missing[0]!r}, only {list(item)}"
+                problems.append(InputError(f"datalist item {index}", problem, "Add its path"))
+                continue
+            files, shape = ensure_tuple(item["image"]), None
             real_files = (*(os.path.realpath(file) for file in files), str(item.get("page")))
             if real_files in seen:
-                raise InputError(files[0], "listed twice", "Keep one of the two items")
+                problems.append(InputError(files[0], "listed twice", "Keep one of the two items"))
+                continue
             seen.add(real_files)
-            if image.ndim > 3 and not stacks and "page" not in item:
-                problem = f"a stack of {image.shape[1]} pages, but only single images are accepted here"
-                raise InputError(files[0], problem, "Save each page as a file of its own")
-            for key in label_keys:
-                path, label = ensure_tuple(item[key])[0], arrays[key]
-                if label.shape[1:] != image.shape[1:]:
-                    problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {image.shape[1:]}"
-                    raise InputError(path, problem, "Pair every image with the labels drawn on it")
-                label = label[:, item["page"]] if "page" in item else label
-                _check_values(path, label, label_values, other_values)
+            try:
+                shape = reader.get_data(reader.read(files))[0].shape[1:]
+                _check_pages(files[0], shape, True if "page" in item else stacks)
+            except InputError as error:
+                problems.append(error)
+            rules = dict.fromkeys(label_keys, (label_values, other_values))
+            if label_keys and "ignore" in item:
+                rules.setdefault("ignore", ((0, 255), (0, 1)))
+            for key, values in rules.items():
+                path = ensure_tuple(item[key])[0]
+                try:
+                    label = labels.get_data(labels.read(item[key]))[0]
+                    if shape is not None and label.shape[1:] != shape:
+                        problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {shape}"
+                        raise InputError(path, problem, "Pair every image with the labels drawn on it")
+                    _check_values(path, label[:, item["page"]] if "page" in item else label, *values)
+                except InputError as error:
+                    problems.append(error)
+    raise_problems("datalist", problems)
     return [dict(item) for item in items]
+
+
+def _check_pages(path: Any, shape: Sequence[int], stacks: bool | Literal["volume"]) -> None:
+    if len(shape) > 2 and not stacks:
+        problem = f"a stack of {shape[0]} pages, but only single images are accepted here"
+        raise InputError(path, problem, "Save each page as a file of its own")
+    if len(shape) == 2 and stacks == "volume":
+        problem = f"a single image of {shape[0]} x {shape[1]} pixels, but the network takes stacks"
+        raise InputError(path, problem, "Save the pages of a stack as one TIFF")
 
 
 def _check_values(path: Any, label: np.ndarray, allowed: Sequence[int] | None, other_values: Sequence[int]) -> None:
@@ -191,19 +215,43 @@ def _subfolders(path: Path, output: Path | None) -> list[Path]:
     return found
 
 
-def list_images(path: object, output_dir: object = None) -> list[dict[str, str]]:
+def _images_of(files: list[Path], channels: int) -> list[Path]:
+    """The images, each once, of files that may be their channels."""
+    parts = sorted(file for file in files if CHANNEL.fullmatch(file.name)) if channels > 1 else []
+    if not parts or _holds_several_channels(parts[0]):
+        return files
+    around = [file for file in files[0].parent.iterdir() if _is_image(file)]  # one of the channels may be given alone
+    groups = {image: own for image, own in group_channels(around, channels).items() if set(own) & set(files)}
+    missing = [missing_channel(image, own, channels) for image, own in groups.items() if own != [image]]
+    raise_problems(parts[0].parent, [error for error in missing if error])
+    return list(groups)
+
+
+def _holds_several_channels(file: Path) -> bool:
+    try:
+        return len(MicroscopyReader(None).get_data([file])[0]) > 1
+    except InputError:
+        return False  # reading it as an image will give the error
+
+
+def list_images(path: object, output_dir: object = None, channels: int | None = 1) -> list[dict[str, str]]:
     """List the images of a folder (not of its subfolders), or the one file, as a MONAI datalist.
+
+    For a network of two channels, x_0000.tif and x_0001.tif are the image x.tif, which `MicroscopyReader` knows how to
+    read, unless these files have several channels themselves.
 
     Args:
         path: of the folder or file. The number that a command line makes of the name 20240501 is understood.
         output_dir: where predictions go.
+        channels: the channels the network takes; 1 for one that takes colours, which are in one file.
 
     Returns:
         ``[{"image": path}, ...]`` in natural order (slice 2 before slice 10); hidden files are left out.
 
     Raises:
         InputError: no such path, no image in the folder, two images that differ only in the suffix (their results
-            would share a name), predictions that would go into the folder itself, OME-Zarr and whole slides.
+            would share a name), a missing channel, predictions that would go into the folder itself, OME-Zarr and whole
+            slides.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -237,6 +285,7 @@ def list_images(path: object, output_dir: object = None) -> list[dict[str, str]]
         problem = f"{path.suffix or 'a name without suffix'} is not read here"
         cure = f"Export it as TIFF; these are read: {', '.join(SUFFIXES)}"
         raise InputError(path, problem, PREDICT if suffix in LARGE else cure)
+    files = _images_of(files, channels or 1)
     files.sort(key=lambda file: [int(c) if c.isdecimal() else c for c in re.split(r"(\d+)", file.name.lower())])
     for one, two in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
         if one.stem == two.stem:

@@ -18,11 +18,12 @@ import numpy as np
 from monai.data.image_reader import ImageReader
 from monai.utils.misc import ensure_tuple
 
+from monai_unet.data.channels import channel_files
 from monai_unet.data.decoded import Decoded, decoded_once
 from monai_unet.data.microscopy.tiff import PREDICT, RECOPY, TIFF_MAGIC, drop_opaque_alpha, load_tiff
 from monai_unet.data.microscopy.vendors import VENDORS
 from monai_unet.errors import InputError
-from monai_unet.options import require
+from monai_unet.options import parse_bool, require
 
 __all__ = ["MicroscopyReader"]
 
@@ -52,8 +53,11 @@ class MicroscopyReader(ImageReader):
     dpi); above that it is an editor's print resolution.
 
     Args:
-        channels: the channels the network takes; None for any number.
+        channels: the channels the network takes; None for any number. Where it takes several, a.tif stands for the
+            files a_0000.tif, a_0001.tif … if there is no a.tif itself; results are then named after a.tif.
         label: whether the files are labels, whose values are read as they are stored.
+        colour: whether the network's three channels are red, green and blue: a gray image enters them all, as it is
+            shown on any screen. Three stains are not colours. "true" and "false" are understood.
 
     Raises:
         InputError: missing, empty, truncated or damaged file, not an image, NaN or Inf, complex values, another number
@@ -70,8 +74,8 @@ class MicroscopyReader(ImageReader):
     ((1, 40, 30), dtype('float32'), [0.5, 0.5])
     """
 
-    def __init__(self, channels: int | None = 1, label: bool = False) -> None:
-        self.channels, self.label = channels, label
+    def __init__(self, channels: int | None = 1, label: bool = False, colour: bool | str = False) -> None:
+        self.channels, self.label, self.colour = channels, label, parse_bool("colour", colour)
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
         return all(Path(name).suffix.lower() in SUFFIXES for name in ensure_tuple(filename))
@@ -82,6 +86,9 @@ class MicroscopyReader(ImageReader):
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Decode the files; several files of one item are joined along the channels."""
+        parts = channel_files(img[0], self.channels or 1)
+        if len(img) == 1 and len(parts) > 1 and parts[0].is_file() and not img[0].exists():
+            img = parts
         files = [(_decode_label if self.label else _decode_image)(path) for path in img]
         shape = files[0].array.shape[1:]
         for path, file in zip(img, files, strict=True):
@@ -91,6 +98,8 @@ class MicroscopyReader(ImageReader):
         array = np.concatenate([file.array for file in files])
         if self.channels == 1 and len(array) == 3:
             array = _one_colour(array)
+        if self.colour and self.channels == 3 and len(array) == 1:
+            array = np.repeat(array, 3, axis=0)
         if self.channels is not None and len(array) != self.channels:
             problem = f"{len(array)} channels, the network takes {self.channels}"
             cure = "Convert it to grayscale" if self.channels == 1 else f"Give images of {self.channels} channels"

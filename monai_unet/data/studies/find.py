@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from monai_unet.data.channels import channel_files, group_channels, missing_channel
 from monai_unet.data.dicom.files import is_chosen
 from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.data.studies.locations import UNREAD, Location, find_locations
@@ -25,6 +26,7 @@ def find_studies(
     series: str | None = None,
     keep_names: bool | str = False,
     without: str | os.PathLike[str] | None = None,
+    channels: int = 1,
 ) -> list[Study]:
     """Find the studies below a path, in the order of their paths, and add their pseudonyms to the user's table.
 
@@ -38,6 +40,8 @@ def find_studies(
             or pseudonym of one.
         keep_names: whether names and errors of studies may contain paths; "true" and "false" are understood.
         without: a folder below the path to leave out, such as that of the results.
+        channels: the channels the network takes. Of two, x_0000.nii.gz and x_0001.nii.gz are the study x; a study of
+            which one is missing has an error.
 
     Raises:
         InputError: there is nothing at the path, or not this series; ``without`` is the path itself.
@@ -69,6 +73,8 @@ def find_studies(
         locations = [location.only(wanted) for location in locations if wanted & set(location.series)]
         if not locations:
             raise InputError("input", "no such series", "List them with: python -m monai_unet.data check PATH")
+    if channels > 1:
+        locations = _join_channels(locations, channels)
     studies: list[Study] = []
     counts: Counter[str] = Counter()
     for location in locations:
@@ -79,14 +85,26 @@ def find_studies(
         if named:
             *folders, last = location.path.relative_to(root).parts or (root.name,)
             name = "_".join((*folders, last[: len(last) - len(volume_suffix(last))], name))
-        error = _refusal(location, pseudonyms)
+        error = _refusal(location, pseudonyms, channels)
         files = tuple(sorted(location.files))
         studies.append(Study(name, str(location.path), files, location.series, error, named, location.facts))
     pseudonyms.remember((s.name, s.place, " ".join(s.series)) for s in studies)
     return studies
 
 
-def _refusal(location: Location, pseudonyms: Pseudonyms) -> InputError | None:
+def _join_channels(locations: list[Location], channels: int) -> list[Location]:
+    volumes = {location.path: location for location in locations if volume_suffix(location.path.name)}
+    images = [path for path in group_channels(volumes, channels) if path not in volumes]
+    # one of the channels may be given alone
+    joined = [Location(path, [str(f) for f in channel_files(path, channels) if f.exists()]) for path in images]
+    parts = {file for location in joined for file in location.files}
+    rest = [location for location in locations if str(location.path) not in parts]
+    return sorted([*rest, *joined], key=lambda location: location.path)
+
+
+def _refusal(location: Location, pseudonyms: Pseudonyms, channels: int) -> InputError | None:
+    if volume_suffix(location.path.name) and str(location.path) not in location.files:  # named after its channels
+        return missing_channel(location.path, map(Path, location.files), channels)
     unread = next((suffix for suffix in UNREAD if location.path.name.lower().endswith(suffix)), None)
     if unread and location.path.is_file() and not location.series:
         return InputError(location.path, f"{unread} files are not read here", UNREAD[unread])

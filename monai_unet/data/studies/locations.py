@@ -54,15 +54,16 @@ class Location:
     members: list[str] = field(default_factory=list)
 
     def identity(self) -> str:
-        """What a pseudonym stands for: the series, else the content of the file, else the path."""
+        """What a pseudonym stands for: the series, else the content of the file or channels, else the path."""
         if self.series:
             return " ".join(sorted(self.series))
-        if not self.path.is_file():
+        if self.path.is_dir() or not all(Path(file).is_file() for file in self.files):
             return str(self.path)
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        for name in self.files:
+            with Path(name).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
         detached = self.path.suffix.lower() in (".mhd", ".nhdr")  # another volume may have the same header
         return f"{digest.hexdigest()} {self.path}" if detached else digest.hexdigest()
 

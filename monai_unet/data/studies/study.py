@@ -104,7 +104,13 @@ class Study:
 class StudyReader(DicomSeriesReader):
     """Read a DICOM folder, zip or files as `DicomSeriesReader`, and NIfTI, NRRD and MetaImage as `CheckedVolumeReader`.
 
+    A network of several channels takes volumes only: one series cannot hold them.
+
     MONAI's ``LoadImaged`` would try the readers of a list in turn, and hide why the right one fails.
+
+    Args:
+        series, check_count, resample_tilt: as for `DicomSeriesReader`.
+        channels: as for `CheckedVolumeReader`.
 
     Attributes:
         last: the DICOM series that was read last, for `StudyWriter`: headers do not fit into MONAI's metadata, whose
@@ -119,15 +125,31 @@ class StudyReader(DicomSeriesReader):
 
     last: Series | None = None
 
+    def __init__(
+        self,
+        series: str | None = None,
+        check_count: bool = True,
+        resample_tilt: bool | str = False,
+        channels: int | None = 1,
+    ) -> None:
+        super().__init__(series, check_count, resample_tilt)
+        self.channels = channels
+
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether one of the two knows the name."""
         return CheckedVolumeReader().verify_suffix(filename) or super().verify_suffix(filename)
 
     def get_data(self, img: Sequence[str]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-        """The volume (i, j, k) with its metadata; the affine maps to RAS millimetres."""
+        """The volume (i, j, k), or (C, i, j, k), with its metadata; the affine maps to RAS millimetres."""
         self.last = None
         if CheckedVolumeReader().verify_suffix(img) and not Path(img[0]).is_dir():
-            return CheckedVolumeReader().get_data(img)
+            return CheckedVolumeReader(channels=self.channels).get_data(img)
+        if self.channels not in (None, 1):
+            problem = f"a DICOM series has one channel, the network takes {self.channels}"
+            cure = (
+                "Convert the series of a patient to NIfTI on one grid, and name the files x_0000.nii.gz, x_0001.nii.gz"
+            )
+            raise InputError(img[0], problem, f"{cure} and so on")
         self.last = read_series(img, self.series, self.check_count, self.resample_tilt)
         self.last.source_images  # noqa: B018 what a result could not refer to is an error before the prediction
         return read_volume(self.last)

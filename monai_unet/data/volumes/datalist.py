@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, ensure_tuple
 
 from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.volumes.checks import corner_distance, voxel_size
 from monai_unet.data.volumes.reader import CheckedVolumeReader
-from monai_unet.errors import InputError
+from monai_unet.errors import InputError, raise_problems
 
 __all__ = ["check_volume_pairs"]
 
 
-def check_volume_pairs(items: Sequence[Mapping[str, Any]], label_values: Sequence[int]) -> None:
+def check_volume_pairs(
+    items: Sequence[Mapping[str, Any]], label_values: Sequence[int], channels: int | None = 1
+) -> None:
     """Read every image and label of a MONAI datalist before training starts.
 
     Each decoded file is kept for the next `CheckedVolumeReader` that reads it, as far as memory allows.
 
+    Args:
+        items: ``[{"image": path, "label": path}, ...]``; ``image`` may be a list of files, one per channel. Where an
+            item has a mask ``ignore`` as well, it is checked like the label, for 0 and 255, or 0 and 1.
+        label_values: the values a label may have, such as (0, 1, 2); with 255 for what is not labelled.
+        channels: the channels the network takes; None for any number.
+
     Raises:
-        InputError: naming both files of the first pair in which one cannot be read, the geometries differ by more
+        InputError: with the problems of all pairs, naming both files: one cannot be read, the geometries differ by more
             than 1 % of a voxel, or a label is not an integer of ``label_values``.
 
     >>> import tempfile
@@ -35,21 +42,35 @@ def check_volume_pairs(items: Sequence[Mapping[str, Any]], label_values: Sequenc
     Traceback (most recent call last):
     monai_unet.errors.InputError: ...label.nii.gz: label values [3] besides [0, 1, 2] (paired with ...image.nii.gz). ...
     """
-    images, labels = CheckedVolumeReader(), CheckedVolumeReader(label_values)
     with keeping_decoded():
-        for item in items:
-            image_path, label_path = (str(Path(item[key])) for key in ("image", "label"))
-            try:
-                image, image_meta = images.get_data((image_path,))
-                label, label_meta = labels.get_data((label_path,))
-            except InputError as error:
-                other = label_path if error.path == image_path else image_path
-                raise InputError(error.path, f"{error.problem} (paired with {other})", error.cure) from error
-            if image.shape != label.shape:
-                problem = f"shape {label.shape}, but its image {image_path} has {image.shape}"
-                raise InputError(label_path, problem, "Resample the label to its image")
-            affine = image_meta[MetaKeys.AFFINE]
-            off = corner_distance(affine, label_meta[MetaKeys.AFFINE], image.shape)
-            if off > 0.01 * voxel_size(affine).min():
-                problem = f"the affine puts corners up to {off:.5g} mm from where its image {image_path} has them"
-                raise InputError(label_path, problem, "Resample the label to its image, or correct the wrong header")
+        raise_problems("datalist", [p for item in items for p in _problems(item, label_values, channels)])
+
+
+def _problems(item: Mapping[str, Any], label_values: Sequence[int], channels: int | None) -> Iterator[InputError]:
+    image_path = str(ensure_tuple(item["image"])[0])
+    image = None
+    try:
+        reader = CheckedVolumeReader(channels=channels)
+        image, image_meta = reader.get_data(reader.read(item["image"]))
+    except InputError as error:
+        yield InputError(error.path, f"{error.problem} (paired with {item['label']})", error.cure)
+    for key, values in {"label": label_values, "ignore": (0, 1, 255)}.items():
+        if key not in item:
+            continue
+        path = str(item[key])
+        try:
+            label, label_meta = CheckedVolumeReader(values).get_data((path,))
+        except InputError as error:
+            yield InputError(error.path, f"{error.problem} (paired with {image_path})", error.cure)
+            continue
+        if image is None:
+            continue
+        if image.shape[-3:] != label.shape:
+            problem = f"shape {label.shape}, but its image {image_path} has {image.shape[-3:]}"
+            yield InputError(path, problem, "Resample the label to its image")
+            continue
+        affine = image_meta[MetaKeys.AFFINE]
+        off = corner_distance(affine, label_meta[MetaKeys.AFFINE], label.shape)
+        if off > 0.01 * voxel_size(affine).min():
+            problem = f"the affine puts corners up to {off:.5g} mm from where its image {image_path} has them"
+            yield InputError(path, problem, "Resample the label to its image, or correct the wrong header")
