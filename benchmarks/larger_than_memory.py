@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import RESULTS, hardware
+from benchmarks.peers import RESULTS
 from monai_unet.data.large import predict_large_image
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
-from monai_unet.tracking.provenance import code_version
+from monai_unet.provenance import code_version, hardware
 from monai_unet.transforms import LabelInstances
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "larger_than_memory.png"

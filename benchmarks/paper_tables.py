@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import best_device, channels, fast_bfloat16, hardware
+from benchmarks.peers import best_device, channels, fast_bfloat16
 from benchmarks.training_step import seconds_per_step
 from monai_unet.datasets import cards, prepare
-from monai_unet.tracking.provenance import code_version
+from monai_unet.provenance import code_version, hardware
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "paper_tables"

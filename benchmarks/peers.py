@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from monai_unet.tracking.provenance import code_version
+from monai_unet.provenance import code_version, hardware
 
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
@@ -86,15 +85,6 @@ def title(size: Sequence[int]) -> str:
 
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def fast_bfloat16(device: torch.device) -> bool:

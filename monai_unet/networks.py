@@ -9,6 +9,7 @@ until the voxels are about as long as wide; the margin and the valid sizes then 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import os
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from monai_unet.errors import InputError
 
-__all__ = ["ValidUNet", "load_network"]
+__all__ = ["ValidUNet", "load_network", "load_task"]
 
 
 class ValidUNet(nn.Module):
@@ -100,6 +101,7 @@ class ValidUNet(nn.Module):
         self.features = tuple(features)
         self.depth = len(features) - 1
         self.kernel_size = _per_level("kernel_size", kernel_size, self.depth + 1, spatial_dims, (1, 3))
+        self.norm = norm
         self.strides = _per_level("strides", strides, self.depth, spatial_dims, (1, 2))
         self._axes = [
             _Axis.of([kernels[axis] for kernels in self.kernel_size], [strides[axis] for strides in self.strides])
@@ -187,13 +189,20 @@ class ValidUNet(nn.Module):
         return network
 
 
-def load_network(path: str | os.PathLike[str], in_channels: int | None = None, spatial_dims: int = 2) -> ValidUNet:
-    """Load the network of a checkpoint, in evaluation mode, on the CPU.
+def load_network(
+    path: str | os.PathLike[str],
+    in_channels: int | None = None,
+    spatial_dims: int | None = None,
+    sha256: str | None = None,
+) -> ValidUNet:
+    """Load the network of a checkpoint, in evaluation mode, in float32, on the CPU.
 
     Args:
-        path: file with the state dict of a `ValidUNet`, as `BestCheckpoint` writes it.
+        path: ``model.pt`` as `BestCheckpoint` writes it, or the bare state dict of a `ValidUNet`.
         in_channels: channels of the images; None to accept any.
-        spatial_dims: dimensions of the images.
+        spatial_dims: dimensions of the images; None to accept any.
+        sha256: checksum of the weights that the bundle was published with. Weights that say that they are a
+            ``release`` must have it; the user's own do not say so, and may be any.
 
     Raises:
         InputError: the file is missing or damaged, is not a `ValidUNet`, or takes other images.
@@ -206,12 +215,15 @@ def load_network(path: str | os.PathLike[str], in_channels: int | None = None, s
     ((8, 16), False)
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(path, "there is no checkpoint", "Train first, or name one with --ckpt_path")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises whatever its unpickler meets
-        raise InputError(path, f"the checkpoint cannot be read ({e})", "Train again, or use another one") from e
+    state, task = _read(path)
+    if sha256 is not None and "release" in task:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != sha256:
+            raise InputError(
+                path,
+                f"the file is not {task['release']} as published (its SHA-256 is {digest}, not {sha256})",
+                "Install the package or fetch the file again: it is damaged, or of another version than the bundle",
+            )
     try:
         network = ValidUNet.from_state_dict(state)
     except ValueError as e:
@@ -225,6 +237,65 @@ def load_network(path: str | os.PathLike[str], in_channels: int | None = None, s
             )
     network.register_load_state_dict_post_hook(_refuse_other_weights)
     return network.eval()
+
+
+def load_task(
+    path: str | os.PathLike[str], kind: str | None = None, spatial_dims: int | None = None, classes: int | None = None
+) -> dict[str, Any]:
+    """Load what a checkpoint says about its task: the classes, the pixel size, how it was trained, and so on.
+
+    Args:
+        path: as of `load_network`.
+        kind: what the bundle predicts, "instances" or "classes"; None to accept both.
+        spatial_dims: dimensions of the bundle's images; None to accept any.
+        classes: how many classes the bundle has, background included; None to accept any number.
+
+    Returns:
+        ``task`` of the file, plain types; empty for a bare state dict.
+
+    Raises:
+        InputError: the file is missing or damaged, or was trained for another task than the bundle's.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     weights = ValidUNet(2, 1, 2, features=(8, 16)).state_dict()
+    ...     torch.save({"model": weights, "task": {"kind": "instances", "min_size": 61}}, f"{folder}/model.pt")
+    ...     load_task(f"{folder}/model.pt", kind="instances")["min_size"]
+    61
+    """
+    path = Path(path)
+    state, task = _read(path)
+    head = state["head.weight"]
+    found = task.get("kind", kind)
+    wrong = ""
+    if kind not in (None, found):
+        wrong = f"it was trained for {found}, and the bundle predicts {kind}"
+    elif spatial_dims not in (None, head.ndim - 2):
+        wrong = f"it was trained on {head.ndim - 2}-D images, and the bundle takes {spatial_dims}-D images"
+    elif classes not in (None, len(head)):
+        names = f" ({', '.join(task['class_names'])})" if "class_names" in task else ""
+        wrong = f"it has {len(head)} classes{names}, and the bundle has {classes}"
+    if wrong:
+        raise InputError(path, wrong, "Use it with the bundle that it was trained with, or name another checkpoint")
+    return task
+
+
+def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The state dict and the task of a checkpoint."""
+    if not path.is_file():
+        raise InputError(path, "there is no checkpoint", "Train first, or name one with --ckpt_path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises whatever its unpickler meets
+        raise InputError(path, f"the checkpoint cannot be read ({e})", "Train again, or use another one") from e
+    content = content if isinstance(content, Mapping) else {}
+    state = content.get("model", content)
+    if "head.weight" not in state:
+        problem = "these weights are not those of a ValidUNet"
+        if "optimizer" in content:
+            problem = "this is the whole state of a training run, to resume from"
+        raise InputError(path, problem, "Name a model.pt written by a bundle of this package")
+    return state, dict(content.get("task", {}))
 
 
 class _Axis(NamedTuple):

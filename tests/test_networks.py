@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from monai_unet.errors import InputError
-from monai_unet.networks import ValidUNet, load_network
+from monai_unet.networks import ValidUNet, load_network, load_task
 
 SMALL = (4, 6, 8, 10, 12)
 
@@ -265,8 +266,80 @@ def test_invalid_parameters(kwargs, message):
 def test_a_network_for_other_images_is_refused(tmp_path):
     torch.save(ValidUNet(3, 1, 2, (2, 3)).state_dict(), tmp_path / "model.pt")
     with pytest.raises(InputError, match="the network has spatial_dims = 3, and 2 is needed. Name a checkpoint"):
-        load_network(tmp_path / "model.pt")
+        load_network(tmp_path / "model.pt", spatial_dims=2)
     assert load_network(tmp_path / "model.pt", spatial_dims=3).training is False
+    assert load_network(tmp_path / "model.pt").training is False, "any"
+
+
+def saved(path: Path, network: ValidUNet, **task) -> Path:
+    torch.save({"model": network.state_dict(), "task": task}, path)
+    return path
+
+
+def test_a_checkpoint_brings_its_task_and_a_bare_state_dict_has_none(tmp_path):
+    network = small()
+    path = saved(tmp_path / "model.pt", network, kind="instances", min_size=61)
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    assert load_task(path, kind="instances", spatial_dims=2, classes=2) == {"kind": "instances", "min_size": 61}
+    assert load_task(tmp_path / "bare.pt", kind="classes", spatial_dims=2, classes=2) == {}
+    for file in (path, tmp_path / "bare.pt"):
+        assert torch.equal(load_network(file).head.weight, network.head.weight)
+
+
+def test_weights_in_half_precision_come_back_in_float32(tmp_path):
+    network = small()
+    torch.save({"model": {name: weight.half() for name, weight in network.state_dict().items()}}, tmp_path / "model.pt")
+    loaded = load_network(tmp_path / "model.pt")
+    assert {weight.dtype for weight in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.head.weight, network.head.weight.half().float())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"kind": "classes"}, "it was trained for instances, and the bundle predicts classes. Use it with the bundle"),
+        ({"spatial_dims": 3}, "it was trained on 2-D images, and the bundle takes 3-D images. Use it"),
+        ({"classes": 3}, r"it has 2 classes \(background, liver\), and the bundle has 3. Use it"),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_refused(wanted, message, tmp_path):
+    path = saved(tmp_path / "model.pt", small(), kind="instances", class_names=["background", "liver"])
+    with pytest.raises(InputError, match=message):
+        load_task(path, **wanted)
+
+
+def test_a_bare_state_dict_is_refused_for_what_its_shapes_say(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="it has 2 classes, and the bundle has 3"):
+        load_task(tmp_path / "model.pt", kind="classes", classes=3)
+
+
+def test_published_weights_must_be_those_published_and_own_ones_may_be_any(tmp_path):
+    path = saved(tmp_path / "model.pt", small(), release="nuclei_segmentation 0.2.0")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_network(path, sha256=digest).in_channels == 1
+    problem = rf"not nuclei_segmentation 0.2.0 as published \(its SHA-256 is {digest}, not 2f1e\). Install the package"
+    with pytest.raises(InputError, match=problem):
+        load_network(path, sha256="2f1e")
+    load_network(saved(tmp_path / "own.pt", small()), sha256="2f1e")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"network": {}, "optimizer": {}},
+            "this is the whole state of a training run, to resume from. Name a",
+        ),
+        ({"model": {"conv.weight": torch.zeros(1)}}, "these weights are not those of a ValidUNet. Name a model.pt"),
+        (torch.zeros(1), "these weights are not those of a ValidUNet"),
+    ],
+)
+def test_other_files_of_torch_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    for load in (load_network, load_task):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path / "model.pt")
 
 
 # --- anisotropic voxels ---

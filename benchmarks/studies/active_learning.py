@@ -25,11 +25,11 @@ from typing import Any
 import monai.bundle
 from monai.bundle import ConfigParser
 
-from benchmarks.peers import RESULTS, best_device, hardware
+from benchmarks.peers import RESULTS, best_device
 from monai_unet.datasets import datalist
 from monai_unet.networks import load_network
+from monai_unet.provenance import code_version, hardware
 from monai_unet.symmetries import symmetry_variance
-from monai_unet.tracking.provenance import code_version
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_segmentation"
 RESULT = RESULTS / "active_learning.json"

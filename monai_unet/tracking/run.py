@@ -18,9 +18,9 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
 from monai_unet.options import require
+from monai_unet.provenance import code_version, config_under_construction, environment, plain
+from monai_unet.redaction import file_names, redact_config, redact_parameter, redact_text, redact_uri
 from monai_unet.tracking.journal import Journal
-from monai_unet.tracking.provenance import code_version, config_under_construction, environment, plain
-from monai_unet.tracking.redaction import file_names, redact_config, redact_parameter, redact_text, redact_uri
 from monai_unet.tracking.sending import PARENT_TAG, Sender
 from monai_unet.tracking.system_metrics import SystemMetrics
 

@@ -5,6 +5,7 @@ from monai_unet.training.guards import Guards
 from monai_unet.training.progress import Progress
 from monai_unet.training.seeding import SeededDataset, SeededSampler
 from monai_unet.training.signals import TrainingStopped, shield_worker
+from monai_unet.training.start import init_weights
 from monai_unet.training.targets import PrepareTarget
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "SeededDataset",
     "SeededSampler",
     "TrainingStopped",
+    "init_weights",
     "shield_worker",
 ]

@@ -23,9 +23,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from monai_unet.errors import InputError
 from monai_unet.files import FolderLock, replacing
 from monai_unet.options import parse_bool, parse_choice
+from monai_unet.provenance import command_line, hardware
 from monai_unet.training.seeding import seed_step
 from monai_unet.training.signals import StopRequest, TrainingStopped
 from monai_unet.training.state import TrainingState
+from monai_unet.training.task import task_of
 
 __all__ = ["BestCheckpoint", "Checkpoints"]
 
@@ -36,22 +38,28 @@ logger = logging.getLogger(__name__)
 
 
 class BestCheckpoint:
-    """Keep the weights of the best validation as a plain state dict, which MONAI bundles call ``model.pt``.
+    """Keep the weights of the best validation with their task, in the file that MONAI bundles call ``model.pt``.
 
     Attach it to the evaluator that validates. The file is replaced as a whole: a killed run leaves the previous best.
+    It holds ``{"model": state_dict, "task": {...}}``, which ``torch.load(weights_only=True)`` reads; the task is the
+    given one, with the network's architecture, the version of the ``code``, and under ``trained`` how it was trained.
 
     Args:
         network: the network in training, wrapped or not.
         path: the file, for example ``<output_dir>/model.pt``.
         metric: name of the validation metric that decides.
         better: (new, old) → whether new is better; by default smaller values are.
+        task: what the network is for, as `task_of` takes it.
 
     Attributes:
         best, epoch: the best value and its epoch; None before the first validation.
         last: the value of the last validation in this process; None before the first.
         file: name of the checkpoint that holds the whole state of that epoch.
+        trainer, seed, seconds: of the training run, as `Checkpoints` knows them: its trainer, its seed, and how long it
+            had taken before this process.
 
     Raises:
+        ValueError: ``task`` holds what a checkpoint cannot keep, or contradicts itself.
         InputError: while training: the file cannot be written.
 
     >>> import tempfile
@@ -62,7 +70,7 @@ class BestCheckpoint:
     ...     best.attach(evaluator)
     ...     for loss in (0.5, 0.2, 0.3):
     ...         _ = evaluator.run([loss])
-    ...     best.best, sorted(torch.load(best.path))
+    ...     best.best, sorted(torch.load(best.path)["model"])
     (0.2, ['bias', 'weight'])
     """
 
@@ -72,8 +80,10 @@ class BestCheckpoint:
         path: str | os.PathLike[str],
         metric: str,
         better: Callable[[float, float], bool] = float.__lt__,
+        task: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = getattr(network, "module", network)
+        self.task = task_of(self.network, task)
         self.path = Path(path)
         self.metric = metric
         self.better = better
@@ -81,6 +91,14 @@ class BestCheckpoint:
         self.last: float | None = None
         self.epoch: int | None = None
         self.file: str | None = None
+        self.trainer: Engine | None = None
+        self.seed: int | None = None
+        self.seconds = 0.0
+        self._started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Return how long the training run has taken so far, in seconds, before it was resumed included."""
+        return self.seconds + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best so far."""
@@ -97,8 +115,22 @@ class BestCheckpoint:
         value = self.last = float(engine.state.metrics[self.metric])
         if self.best is None or math.isnan(self.best) or self.better(value, self.best):
             self.best, self.epoch = value, engine.state.epoch
-            _save(self.network.state_dict(), self.path, "the last checkpoint is kept")
+            content = {"model": self.network.state_dict(), "task": {**self.task, "trained": self._trained()}}
+            _save(content, self.path, "the last checkpoint is kept")
             logger.info("%s %.5f is the best so far: %s", self.metric, value, self.path)
+
+    def _trained(self) -> dict[str, Any]:
+        """How the best network so far was trained."""
+        return {
+            "command": command_line(),
+            "seed": self.seed,
+            "steps": self.trainer.state.iteration if self.trainer else None,
+            "epochs": self.epoch,
+            "seconds": round(self.elapsed()),
+            "hardware": hardware(next(self.network.parameters()).device),
+            "metric": self.metric,
+            "value": self.best,
+        }
 
 
 class Checkpoints:
@@ -179,7 +211,7 @@ class Checkpoints:
         self.folder = Path(output_dir) / "checkpoints"
         self.state = TrainingState(network, optimizer, lr_scheduler, best, parameters, tracking)
         self.best = best
-        self.seed = seed
+        self.best.seed = self.seed = seed
         self.interval = interval
         self.resume = parse_choice("resume", resume, ("true", "auto", "false"))
         self.resume_changed = parse_bool("resume_changed", resume_changed)
@@ -191,7 +223,7 @@ class Checkpoints:
 
     def run(self, trainer: Trainer) -> None:
         """Train from the start, or resume: ``trainer.run()`` with everything above."""
-        self.trainer = trainer
+        self.trainer = self.best.trainer = trainer
         rank = trainer.state.rank
         self.stop_request.enabled = rank == 0  # otherwise processes would stop between different steps
         trainer.add_event_handler(Events.STARTED, self._start)

@@ -80,6 +80,7 @@ class TrainingState:
             "epoch_ended": epoch_ended,
             "max_epochs": trainer.state.max_epochs,
             "best": self.best.state_dict(),
+            "seconds": self.best.elapsed(),
             "run_id": self.tracking.run_id if self.tracking else None,
             "parameters": self.parameters,
             "changes": self.changes,
@@ -124,6 +125,7 @@ class TrainingState:
         if content["scaler"] and trainer.scaler:
             trainer.scaler.load_state_dict(content["scaler"])
         self.best.load_state_dict(content["best"])
+        self.best.seconds = content.get("seconds", 0.0)
         if self.evaluator and self.best.epoch:
             logged: Any = self.evaluator.state  # MONAI's log messages name the best so far
             logged.best_metric, logged.best_metric_epoch = self.best.best, self.best.epoch

@@ -18,7 +18,7 @@ from PIL import Image
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
 from monai_unet.metrics import merges_and_splits, seg_measure
-from monai_unet.networks import ValidUNet
+from monai_unet.networks import ValidUNet, load_network
 from monai_unet.transforms import LabelInstances, SeparateInstances
 
 pytestmark = [
@@ -72,7 +72,7 @@ def by_hand(tmp_path_factory) -> Path:
 def test_training_leaves_the_best_checkpoint_and_a_run(trained, data, store):
     from mlflow import MlflowClient
 
-    assert ValidUNet.from_state_dict(torch.load(trained / "model.pt")).features == (4, 8)
+    assert load_network(trained / "model.pt").features == (4, 8)
     assert (trained / "pictures" / "epoch_0001.png").stat().st_size > 10_000
     client = MlflowClient(store)
     (experiment,) = client.search_experiments(filter_string="name = 'cell_segmentation'")

@@ -14,7 +14,7 @@ from bundle_driver import EVALUATE, cause, driver
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
-from monai_unet.networks import ValidUNet
+from monai_unet.networks import ValidUNet, load_network
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
@@ -48,7 +48,7 @@ def data(tmp_path_factory) -> Path:
 def test_training_leaves_the_best_checkpoint_and_a_run(trained, store):
     from mlflow import MlflowClient
 
-    network = ValidUNet.from_state_dict(torch.load(trained / "model.pt"))
+    network = load_network(trained / "model.pt")
     assert (network.spatial_dims, network.features, network.out_channels) == (3, (2, 3), 3)
     assert hasattr(network.encoder[0], "norm1")
     assert (trained / "pictures" / "epoch_0001.png").stat().st_size > 10_000

@@ -88,7 +88,8 @@ class Server:
                 step._loader.image_only = False
             data = step(data)
         network = copy.deepcopy(self.network)
-        network.load_state_dict(torch.load(self.folder / "models" / "model.pt"), strict=False)
+        checkpoint = torch.load(self.folder / "models" / "model.pt")
+        network.load_state_dict(checkpoint.get("model", checkpoint), strict=False)
         with torch.no_grad():
             data["pred"] = self.parser.get_parsed_content("inferer")(data["image"][None], network.eval())[0]
         for step in self.steps("postprocessing", "post_transforms"):
@@ -345,11 +346,11 @@ def test_one_epoch_on_its_labels_replaces_the_weights_and_is_a_run(name, bundle,
     folder, items = bundle(name), annotated(name, tmp_path)
     before = torch.load(folder / "models" / "model.pt")
     train(folder, items, [], learning_rate=0.0)
-    after = torch.load(folder / "models" / "model.pt")
+    after = torch.load(folder / "models" / "model.pt")["model"]
     weights = [key for key in before if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert all(torch.equal(before[key], after[key]) for key in weights), "it continued from the existing weights"
     train(folder, items[:1], items[1:], learning_rate=0.01)
-    moved = torch.load(folder / "models" / "model.pt")
+    moved = torch.load(folder / "models" / "model.pt")["model"]
     assert any(not torch.equal(before[key], moved[key]) for key in weights)
     assert [path.name for path in (folder / "models").glob("*.pt")] == ["model.pt"], "the shortest name is served"
     client = MlflowClient(store)

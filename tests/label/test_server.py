@@ -32,7 +32,7 @@ from test_label_contract import CELLS, EM, HIPPOCAMPUS, LABELS, on_the_command_l
 
 from monai_unet.datasets import prepare
 from monai_unet.inferers import OverlapTileInferer
-from monai_unet.networks import ValidUNet
+from monai_unet.networks import ValidUNet, load_network
 from monai_unet.symmetries import symmetry_variance
 
 ROOT = Path(__file__).parents[2]
@@ -324,11 +324,11 @@ def test_an_epoch_replaces_the_weights_writes_a_run_and_is_used(served):
     from mlflow import MlflowClient
 
     weights = served.bundle / "models" / "model.pt"
-    before, image = torch.load(weights), next(iter(served.get("/datastore/", output="all")["objects"]))
+    before, image = load_network(weights).state_dict(), next(iter(served.get("/datastore/", output="all")["objects"]))
     request = {"max_epochs": 1, "device": "cpu", "multi_gpu": False, "steps_per_epoch": 2, "learning_rate": 0.003}
     request["tile_size"] = 36 if served.name == HIPPOCAMPUS else 100
     served.post(f"/train/{served.name}", request, run_sync=True)
-    after = torch.load(weights)
+    after = load_network(weights).state_dict()
     assert before.keys() == after.keys(), "the width of the weights that were served, not the paper's"
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert np.array_equal(served.mask(image), served.expected(image))

@@ -19,11 +19,11 @@ from sqlalchemy import Engine, event
 
 from monai_unet.errors import InputError
 from monai_unet.files import FolderLock
+from monai_unet.redaction import redact_uri
 from monai_unet.tracking import journal as journal_module
 from monai_unet.tracking import sending
 from monai_unet.tracking.__main__ import main
 from monai_unet.tracking.journal import Journal
-from monai_unet.tracking.redaction import redact_uri
 from monai_unet.tracking.sending import Sender, send
 
 pytestmark = [

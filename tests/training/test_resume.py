@@ -19,6 +19,7 @@ from platforms import POSIX
 from tiny_training import train
 
 from monai_unet.data import InputError
+from monai_unet.networks import load_task
 from monai_unet.training import Checkpoints, SeededDataset, SeededSampler, TrainingStopped
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -65,7 +66,21 @@ def test_stopped_anywhere_it_continues_bit_for_bit(at, whole, tmp_path):
     before, after = last(folder), last(tmp_path)
     assert all(torch.equal(before["network"][name], after["network"][name]) for name in before["network"])
     assert before["best"] == after["best"]
-    assert (folder / "model.pt").exists()
+    kept = load_task(tmp_path / "model.pt")["trained"]
+    whole_kept = load_task(folder / "model.pt")["trained"]
+    assert [kept[name] for name in ("seed", "steps", "epochs")] == [whole_kept[n] for n in ("seed", "steps", "epochs")]
+    assert kept["seed"] == 5
+    assert kept["steps"] == 4 * kept["epochs"]
+
+
+def test_the_time_before_an_interruption_counts(tmp_path):
+    stopped(tmp_path, 4)
+    (newest,) = (tmp_path / "checkpoints").glob("step_*4.pt")
+    content = torch.load(newest, weights_only=True)
+    assert 0 < content["seconds"] < 60
+    torch.save({**content, "seconds": 1000.0}, newest)
+    train(tmp_path, resume=True)
+    assert last(tmp_path)["seconds"] > 1000
 
 
 def test_with_two_workers_and_other_validations_the_curve_is_the_same(whole, tmp_path):
@@ -223,7 +238,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, monkeypatch):
     best = torch.load(tmp_path / "checkpoints" / "step_00000010.pt", weights_only=True)["best"]
     assert best == {"best": 0.2, "epoch": 2, "file": "step_00000004.pt"}
     chosen = torch.load(tmp_path / "checkpoints" / "step_00000004.pt", weights_only=True)["network"]
-    published = torch.load(tmp_path / "model.pt", weights_only=True)
+    published = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
     assert all(torch.equal(chosen[name], published[name]) for name in published)
 
 

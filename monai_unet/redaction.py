@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["file_names", "redact_config", "redact_parameter", "redact_text", "redact_uri"]
+__all__ = ["file_names", "redact_command", "redact_config", "redact_parameter", "redact_text", "redact_uri"]
 
 #: of images, volumes, slides, archives, arrays, tables, checkpoints and their kind, also ones that the readers refuse:
 #: an error names them all the more
@@ -86,6 +86,24 @@ def redact_config(config: Any, key: str = "") -> Any:
     if PATH_KEYS.search(key) and config != ".":
         return f"<{key}>"
     return "<path>" if _looks_like_path(config) else config
+
+
+def redact_command(arguments: Sequence[str]) -> str:
+    """Join the words of a command line, with the user's paths replaced as in a config.
+
+    >>> redact_command(["monai.bundle", "run", "--dataset_dir", "Doe", "--input=Doe.png", "--max_epochs", "3"])
+    'monai.bundle run --dataset_dir <dataset_dir> --input=<input> --max_epochs 3'
+    """
+    words, key = [], ""
+    for argument in arguments:
+        if argument.startswith("-") and "=" not in argument:
+            words.append(argument)
+            key = argument.lstrip("-")
+        else:
+            option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+            words.append(f"{option}{equals}{redact_config(value, option.lstrip('-') or key)}")
+            key = ""
+    return " ".join(words)
 
 
 def file_names(items: Any) -> set[str]:

@@ -11,7 +11,7 @@ from monai_unet.data.dicom.reader import DICOM_SUFFIXES
 from monai_unet.data.large.reader import TIFFS
 from monai_unet.data.microscopy.reader import OUT_OF_SCOPE, SUFFIXES
 from monai_unet.data.volumes.reader import META, NIFTI, NRRD
-from monai_unet.tracking.redaction import file_names, redact_config, redact_parameter, redact_text
+from monai_unet.redaction import file_names, redact_config, redact_parameter, redact_text
 
 PATIENT = "Mustermann"
 

@@ -1,4 +1,4 @@
-"""Everything needed to repeat a run: the version of the code, the installed packages and the config."""
+"""Everything needed to repeat a run: versions, packages, hardware, the command line and the config."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 from monai.bundle import ConfigParser
 
 import monai_unet
+from monai_unet.redaction import redact_command
 
-__all__ = ["code_version", "config_under_construction", "environment", "plain"]
+__all__ = ["code_version", "command_line", "config_under_construction", "environment", "hardware", "plain"]
 
 
 def code_version() -> dict[str, str]:
@@ -50,6 +52,29 @@ def code_version() -> dict[str, str]:
     return versions
 
 
+def command_line() -> str:
+    """Return the command that has started this process, without the user's paths.
+
+    >>> command_line().split()[0]
+    'python'
+    """
+    return redact_command(["python", *sys.orig_argv[1:]])
+
+
+def hardware(device: torch.device) -> str:
+    """Name the GPU, or the CPU with the number of threads that torch uses of it.
+
+    >>> hardware(torch.device("cpu")).endswith("threads")
+    True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
 def environment() -> str:
     """List all installed packages in pip's format, below a comment with Python's version and the platform.
 
@@ -67,7 +92,7 @@ def config_under_construction() -> dict[str, Any] | None:
     MONAI's parser passes neither itself nor its config to the objects it creates, so it is looked up among the callers.
 
     >>> config = {"seed": 1, "found": "$provenance.config_under_construction()"}
-    >>> parser = ConfigParser({"imports": ["$from monai_unet.tracking import provenance"], **config})
+    >>> parser = ConfigParser({"imports": ["$from monai_unet import provenance"], **config})
     >>> parser.get_parsed_content("found")["seed"]
     1
     """

@@ -1,0 +1,72 @@
+"""Training that starts from other weights."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from monai_unet.errors import InputError
+from monai_unet.networks import ValidUNet
+from monai_unet.training import init_weights
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Save the weights of a network, with a task or bare, and return the file."""
+
+    def save(network: ValidUNet, bare: bool = False):
+        state = network.state_dict()
+        torch.save(state if bare else {"model": state, "task": {"kind": "classes"}}, tmp_path / "start.pt")
+        return tmp_path / "start.pt"
+
+    return save
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_all_weights_of_an_equal_network_are_taken(bare, weights, caplog):
+    theirs, ours = ValidUNet(2, 1, 2, (2, 3), norm="batch"), ValidUNet(2, 1, 2, (2, 3), norm="batch")
+    caplog.set_level(logging.INFO)
+    init_weights(ours, weights(theirs, bare))
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert caplog.messages[-1].endswith("start.pt: all weights")
+
+
+def test_the_head_of_other_classes_stays_new_and_a_colour_network_sees_gray(weights, caplog):
+    theirs, ours = ValidUNet(2, 3, 2, (2, 3)).eval(), ValidUNet(2, 1, 4, (2, 3)).eval()
+    new = ours.head.weight.clone()
+    caplog.set_level(logging.INFO)
+    init_weights(torch.nn.DataParallel(ours), weights(theirs))
+    assert torch.equal(ours.head.weight, new)
+    assert caplog.messages[-1].endswith(
+        "start.pt: the first convolution is summed over its 3 channels; the head is new, for 4 classes instead of 2"
+    )
+    theirs.head = ours.head
+    gray = torch.rand(1, 1, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(gray), theirs(gray.expand(1, 3, 24, 24)))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "problem"),
+    [
+        (ValidUNet(3, 1, 2, (2, 3)), "its network has spatial_dims = 3, and the one to train has 2"),
+        (ValidUNet(2, 1, 2, (2, 4)), r"features = \(2, 4\), and the one to train has \(2, 3\)"),
+        (ValidUNet(2, 1, 2, (2, 3, 4)), r"features = \(2, 3, 4\), and the one to train has \(2, 3\)"),
+        (ValidUNet(2, 1, 2, (2, 3), kernel_size=[(1, 3), 3]), r"kernel_size = \[\(1, 3\), \(3, 3\)\], and the one"),
+        (ValidUNet(2, 1, 2, (2, 3), norm="batch"), "norm = batch, and the one to train has None"),
+        (ValidUNet(2, 2, 2, (2, 3)), "in_channels = 2, and the one to train has 1. Train with in_channels = 2, or"),
+    ],
+)
+def test_another_architecture_is_refused(theirs, problem, weights):
+    with pytest.raises(InputError, match=problem):
+        init_weights(ValidUNet(2, 1, 2, (2, 3)), weights(theirs))
+
+
+def test_none_does_nothing():
+    network = ValidUNet(2, 1, 2, (2, 3))
+    before = network.head.weight.clone()
+    init_weights(network, None)
+    assert torch.equal(network.head.weight, before)
