@@ -18,7 +18,6 @@ import monailabel.app
 import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import numpy as np
-import torch
 from lib.answers import answer_with_reasons, root_cause
 from lib.outlines import annotation, mask_of_xml
 from lib.segmentations import in_order_of, seg_writer
@@ -36,7 +35,7 @@ from monailabel.transform.writer import PolygonWriter
 
 from monai_unet.data import InputError, MicroscopyReader, MicroscopyWriter
 from monai_unet.data.microscopy.outlines import outlines
-from monai_unet.networks import ValidUNet
+from monai_unet.networks import load_network, load_task
 from monai_unet.transforms import LabelInstances, LabelInstancesd
 
 logger = logging.getLogger(__name__)
@@ -53,15 +52,13 @@ _spec.loader.exec_module(stock)
 OPTIONS = ("steps_per_epoch", "tile_size", "learning_rate", "seed")
 
 
-def served_network(bundle: str) -> ValidUNet:
-    """Load the network of a bundle's weights, at their own width."""
-    return ValidUNet.from_state_dict(
-        torch.load(Path(bundle) / "models" / "model.pt", map_location="cpu", weights_only=True)
-    )
-
-
 class Infer(BundleInferTask):  # type: ignore[misc]
     """Answer with a mask, or with outlines if the request asks for "asap", "dsa", "json" or "geojson"."""
+
+    def __init__(self, path: str, conf: dict[str, str], **options: Any) -> None:
+        super().__init__(path, conf, **options)
+        if self.valid and (names := load_task(Path(path) / "models" / "model.pt").get("class_names")):
+            self.labels = {name.lower(): number for number, name in enumerate(names) if number}
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
         parser = super()._load_bundle_config(path, config)
@@ -143,11 +140,11 @@ class Train(BundleTrainTask):  # type: ignore[misc]
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        network = served_network(self.bundle_path)
-        normalised = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
-        width = {"features": list(network.features), "in_channels": network.in_channels}
-        width["norm"] = "batch" if normalised else "$None"  # MONAI drops an override that is None
-        overrides.update({name: value for name, value in width.items() if name in self.recipe})
+        network = load_network(Path(self.bundle_path) / "models" / "model.pt")
+        own: dict[str, Any] = {"features": list(network.features), "in_channels": network.in_channels}
+        own |= {"kernel_size": [*map(list, network.kernel_size)], "strides": [*map(list, network.strides)]}
+        own["norm"] = network.norm or "$None"  # MONAI drops an override that is None
+        overrides.update({name: value for name, value in own.items() if name in self.recipe})
         overrides.update({name: self.request[name] for name in OPTIONS if name in self.request})
         return overrides
 
@@ -157,8 +154,8 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
         super().__init__(app_dir, studies, conf)
         for path in self.models.values():
             metadata = json.loads((Path(path) / "configs" / "metadata.json").read_text())
-            if "segments" in metadata:
-                convert = seg_writer(metadata)
+            if "algorithm" in metadata:
+                convert = seg_writer(metadata, Path(path) / "models" / "model.pt")
                 monailabel.endpoints.infer.nifti_to_dicom_seg = convert
                 monailabel.datastore.dicom.nifti_to_dicom_seg = convert
 

@@ -85,10 +85,10 @@ def save_model(
 
     Args:
         folder: where to write it; must not exist.
-        checkpoint: weights of a `ValidUNet`.
+        checkpoint: ``model.pt``: weights of a `ValidUNet`, and its task.
         config: the bundle's ``inference.yaml``.
         training: the training's config; top-level values that ``inference.yaml`` has as well, such as ``in_channels``,
-            take precedence over those of the file.
+            take precedence over those of the file, unless it takes them from the checkpoint's task.
     """
     import mlflow
     from mlflow.models import ModelSignature
@@ -133,7 +133,9 @@ def _shared(config: str | os.PathLike[str], training: Mapping[str, Any]) -> dict
     return {
         key: training[key]
         for key in inference.keys() & training.keys() - set(LOCAL_KEYS)
-        if not isinstance(training[key], Mapping) and str(training[key])[:1] not in ("$", "@")
+        if not isinstance(training[key], Mapping)
+        and str(training[key])[:1] not in ("$", "@")
+        and "@task" not in str(inference[key])
     }
 
 

@@ -17,7 +17,7 @@ from dicom_cases import COLUMNS, ROWS, SLICES, enhanced, uid, world, write_serie
 from scipy.spatial import cKDTree
 
 from monai_unet.data.dicom.reader import read_volume
-from monai_unet.data.dicom.segmentation import write_seg
+from monai_unet.data.dicom.segmentation import segments_of, write_seg
 from monai_unet.data.dicom.series import Series, read_series
 
 CATEGORY = ["123037004", "SCT", "Anatomical Structure"]
@@ -263,3 +263,32 @@ def test_dciodvfy_finds_no_error_and_dcmqi_reads_the_same_mask(tmp_path: Path, n
         distance, partner = cKDTree(due).query(lps * [-1, -1, 1])
         assert distance.max() < 0.01
         assert sorted(partner) == list(range(len(due)))
+
+
+METADATA = {
+    "segments": SEGMENTS,
+    "network_data_format": {"outputs": {"pred": {"channel_def": {"0": "background", "1": "anterior", "2": "liver"}}}},
+}
+
+
+@pytest.mark.parametrize("task", [{}, {"class_names": ["background", "anterior", "liver"]}])
+def test_a_bundles_segments_are_those_of_its_own_classes(task: dict[str, Any]) -> None:
+    assert segments_of(task, METADATA) == SEGMENTS
+
+
+@pytest.mark.parametrize(
+    ("names", "metadata"),
+    [
+        (["liver", "tumour"], METADATA),
+        (["liver", "anterior"], METADATA),
+        (["liver"], METADATA),
+        ([f"organ {number}" for number in range(12)], {}),
+    ],
+)
+def test_segments_of_other_classes_have_their_names(names: list[str], metadata: dict[str, Any], tmp_path: Path) -> None:
+    segments = segments_of({"class_names": ["background", *names]}, metadata)
+    assert len({tuple(segment["color"]) for segment in segments}) == len(names)
+    write_series(tmp_path / "a")
+    codes, series = read(tmp_path / "a")
+    write_seg(tmp_path / "seg.dcm", (codes > 5).astype(np.uint8), series, segments, ALGORITHM)
+    assert [s.SegmentLabel for s in pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence] == names

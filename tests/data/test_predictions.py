@@ -19,6 +19,8 @@ import pytest
 import torch
 from bundle_driver import driver
 from dicom_cases import COLUMNS, ROWS, SLICES, real, uid, world, write_series
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
 from pydicom.dataelem import RawDataElement
 from test_dicom_seg import ALGORITHM, SEGMENTS, assert_classes_in_place, classes, complaints
 from test_studies import nifti, series
@@ -27,8 +29,11 @@ from torch import nn
 from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
 from monai_unet.data.dicom.series import read_series
-from monai_unet.data.studies.predict import StudyWriter
+from monai_unet.data.studies.find import find_studies
+from monai_unet.data.studies.predict import StudyWriter, predict_studies
 from monai_unet.data.studies.pseudonyms import Pseudonyms
+from monai_unet.data.studies.study import StudyReader
+from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
 
 pytestmark = [
@@ -335,6 +340,43 @@ def test_failures_after_reading_are_reported_too(tmp_path: Path, monkeypatch: py
     (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert failure["problem"] == "unexpected OSError"
     assert "--keep_names true" in failure["cure"]
+
+
+def without_reading(root: Path, out: Path, network: nn.Module | None = None, **options: Any) -> None:
+    """Predict studies with an evaluator that has no data."""
+    studies = find_studies(root)
+    evaluator = SupervisedEvaluator("cpu", DataLoader(Dataset([{"image": s.files} for s in studies])), network)
+    predict_studies(studies, evaluator, StudyWriter(out, SEGMENTS, ALGORITHM, StudyReader()), **options)
+
+
+def test_a_series_of_another_modality_fails_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series(tmp_path / "in", "one", slices=range(3))
+    monkeypatch.setattr(SupervisedEvaluator, "run", lambda self: pytest.fail("it was read"))
+    with pytest.raises(SystemExit):
+        without_reading(tmp_path / "in", tmp_path / "out", modality="MR")
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["problem"] == "its modality is CT, and the network was trained on MR"
+    assert failure["cure"].startswith("Choose a series of MR, or name a checkpoint that was trained on such images")
+
+
+@pytest.mark.parametrize("modality", [None, "CT"])
+def test_its_own_modality_is_read(modality: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "in", "one", slices=range(3))
+    nifti(tmp_path / "in" / "a.nii.gz", seed=1)  # has no modality
+    read = []
+    monkeypatch.setattr(SupervisedEvaluator, "run", lambda self: read.append(self))  # without output
+    with pytest.raises(SystemExit):
+        without_reading(tmp_path / "in", tmp_path / "out", ValidUNet(3, 1, 3, (2, 3)), modality=modality)
+    assert len(read) == 2
+
+
+def test_segments_must_be_the_networks_classes_where_dicom_is_written(tmp_path: Path) -> None:
+    series(tmp_path / "dicom", "one", slices=range(3))
+    problem = "segments: the bundle has 2, and the network 2 classes with the background. Name a checkpoint"
+    with pytest.raises(InputError, match=problem):
+        without_reading(tmp_path / "dicom", tmp_path / "out", ValidUNet(3, 1, 2, (2, 3)))
 
 
 def test_a_mask_that_was_not_brought_back_is_refused(tmp_path: Path) -> None:

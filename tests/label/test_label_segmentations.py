@@ -10,9 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+import torch
 from lib.segmentations import on_grid, seg_writer
 
 from monai_unet.datasets.dicom_series import dicom_series
+from monai_unet.networks import ValidUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -74,7 +76,9 @@ def found(seg: pydicom.Dataset, series: Path) -> dict[str, set[tuple[float, ...]
 )
 def test_every_voxel_is_where_the_client_painted_it_under_its_own_name(label, series, tmp_path):
     file = labels_as_handed_out(series, tmp_path / "label.nii.gz", label)
-    seg = pydicom.dcmread(seg_writer(METADATA)(str(series), str(file), [{"name": "anterior"}], use_itk=True))
+    torch.save(ValidUNet(3, 1, 3, (2, 3)).state_dict(), tmp_path / "model.pt")
+    write = seg_writer(METADATA, tmp_path / "model.pt")
+    seg = pydicom.dcmread(write(str(series), str(file), [{"name": "anterior"}], use_itk=True))
     image = SimpleITK.ReadImage(str(file))
     expected = {
         name: {
@@ -86,6 +90,14 @@ def test_every_voxel_is_where_the_client_painted_it_under_its_own_name(label, se
     source = pydicom.dcmread(next(series.glob("*.dcm")))
     assert seg.StudyInstanceUID == source.StudyInstanceUID
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+
+
+def test_weights_of_other_classes_name_their_own_segments(series, tmp_path):
+    file = labels_as_handed_out(series, tmp_path / "label.nii.gz", {(1, 2, 0): 1})
+    task = {"class_names": ["background", "liver", "tumour"]}
+    torch.save({"model": ValidUNet(3, 1, 3, (2, 3)).state_dict(), "task": task}, tmp_path / "model.pt")
+    seg = pydicom.dcmread(seg_writer(METADATA, tmp_path / "model.pt")(str(series), str(file)))
+    assert list(found(seg, series)) == ["liver", "tumour"]
 
 
 def test_a_label_of_another_grid_is_refused(tmp_path):

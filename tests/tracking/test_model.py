@@ -26,6 +26,7 @@ from serving import free_port, wait_for
 from monai_unet.datasets import prepare
 from monai_unet.networks import ValidUNet
 from monai_unet.tracking.model import Segmentation, save_model
+from monai_unet.transforms import LabelInstancesd
 
 pytestmark = [
     # of torch, MONAI and MLflow
@@ -150,6 +151,23 @@ def test_hyperparameters_of_the_training_take_precedence_over_the_file(tmp_path)
     assert np.issubdtype(network.predict(image).dtype, np.integer)
     with pytest.raises(ValueError, match="with 3 channels before them"):
         network.predict(image[0])
+
+
+def test_what_the_file_takes_from_the_checkpoint_the_training_does_not_override(tmp_path):
+    path = checkpoint(tmp_path, 2, 1, 2, (2, 3))
+    torch.save({"model": torch.load(path), "task": {"min_size": 7, "grow": 0}}, path)
+    text = (CELLS / "configs" / "inference.yaml").read_text()
+    for name, default in (("min_size", 300), ("grow", 6)):
+        assert f"{name}: {default} " in text
+        text = text.replace(f"{name}: {default} ", f"{name}: $@task.get('{name}', {default}) ")
+    text += "task: {_target_: monai_unet.networks.load_task, path: '@ckpt_path', kind: instances}\n"
+    (tmp_path / "inference.yaml").write_text(text)
+    training = {"min_size": 1000, "grow": 5, "neck": 3, "averaging": "none"}
+    save_model(tmp_path / "mlflow", path, tmp_path / "inference.yaml", training)
+    folder = tmp_path / "mlflow" / "data" / "bundle"
+    assert yaml.safe_load((folder / "training.yaml").read_text()) == {"neck": 3, "averaging": "none"}
+    labelling = next(step for step in Segmentation(folder).to_labels.transforms if isinstance(step, LabelInstancesd))
+    assert (labelling.label.min_size, labelling.label.grow, labelling.label.neck) == (7, 0, 3)
 
 
 def test_nothing_is_pickled_but_weights(model):

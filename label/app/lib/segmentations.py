@@ -16,22 +16,24 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
 from monai_unet.data.dicom.series import read_series
+from monai_unet.networks import load_task
 
 
-def seg_writer(metadata: dict[str, Any]) -> Callable[..., str]:
+def seg_writer(metadata: dict[str, Any], weights: Path) -> Callable[..., str]:
     """Make a replacement for ``monailabel.datastore.utils.convert.nifti_to_dicom_seg``.
 
     Args:
-        metadata: of the bundle; its ``segments`` and ``algorithm`` are those of `write_seg`.
+        metadata: of the bundle; its ``algorithm`` is that of `write_seg`.
+        weights: that are served; with the metadata they name the segments, as in `segments_of`.
     """
-    from monai_unet.data.dicom.segmentation import write_seg  # needed only if there are segments to write
+    from monai_unet.data.dicom.segmentation import segments_of, write_seg  # needed only if there are segments to write
 
     def nifti_to_dicom_seg(series_dir: str, label: str, label_info: Any = None, **_: Any) -> str:
         series = read_series([series_dir])
         mask = on_grid(label, series.affine, series.shape)
         with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
             path = Path(file.name)
-        write_seg(path, mask, series, metadata["segments"], metadata["algorithm"])
+        write_seg(path, mask, series, segments_of(load_task(weights), metadata), metadata["algorithm"])
         return str(path)
 
     return nifti_to_dicom_seg

@@ -5,6 +5,7 @@ Needs the extra ``dicom``: ``pip install "monai_unet[dicom]"``.
 
 from __future__ import annotations
 
+import colorsys
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,41 @@ from monai_unet.data.dicom.series import Mask, Series
 from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.files import replacing
 
-__all__ = ["write_seg"]
+__all__ = ["segments_of", "write_seg"]
+
+#: category and type of a structure of which only the name is known, as 3D Slicer codes it
+TISSUE = ["85756007", "SCT", "Tissue"]
+
+
+def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Describe the classes of a checkpoint as segments: a bundle's own where they are its classes, else by their names.
+
+    Args:
+        task: of the checkpoint, as `monai_unet.networks.load_task` gives it; without ``class_names`` the bundle's own.
+        metadata: of the bundle, ``metadata.json``: its ``segments``, and its classes in ``network_data_format``.
+
+    Returns:
+        Segments from number 1 on, as `write_seg` takes them.
+
+    >>> (segment,) = segments_of({"class_names": ["background", "liver"]}, {"segments": [{"label": "Hippocampus"}]})
+    >>> segment["label"], segment["type"]
+    ('liver', ['85756007', 'SCT', 'Tissue'])
+    """
+    names = [str(name) for name in task.get("class_names", [])[1:]]
+    outputs = metadata.get("network_data_format", {}).get("outputs", {})
+    classes = outputs.get("pred", {}).get("channel_def", {})
+    own = [str(classes[key]) for key in sorted(classes, key=int) if int(key)]
+    if not names or (names == own and "segments" in metadata):
+        return list(metadata.get("segments", []))
+    return [
+        {"label": name[:64], "category": TISSUE, "type": TISSUE, "color": _colour(number)}
+        for number, name in enumerate(names)
+    ]
+
+
+def _colour(number: int) -> list[int]:
+    """A hue far from those before it, as [red, green, blue]."""
+    return [round(255 * part) for part in colorsys.hsv_to_rgb(0.1 + number * 0.618 % 1, 0.75, 0.9)]
 
 
 def write_seg(

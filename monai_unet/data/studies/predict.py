@@ -20,6 +20,7 @@ from monai_unet.data.dicom.segmentation import write_seg
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader, volume_suffix
 from monai_unet.data.volumes.writer import write_volume
+from monai_unet.errors import InputError
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool
 
@@ -91,7 +92,11 @@ class StudyWriter:
 
 
 def predict_studies(
-    studies: Sequence[Study], evaluator: Evaluator, writer: StudyWriter, overwrite: bool | str = False
+    studies: Sequence[Study],
+    evaluator: Evaluator,
+    writer: StudyWriter,
+    overwrite: bool | str = False,
+    modality: str | None = None,
 ) -> None:
     """Predict each study and write its mask; a failed study does not affect the others.
 
@@ -103,8 +108,11 @@ def predict_studies(
         evaluator: runs one item at a time; ``pred`` of its output is written.
         writer: files that exist already are left as they are, and a study of which all do is skipped.
         overwrite: write those too; "true" and "false" are understood.
+        modality: what the network was trained on, as DICOM names it ("CT", "MR"); a series of another one fails before
+            its images are read. None to accept any.
 
     Raises:
+        InputError: DICOM is to be written with another number of segments than the network has classes.
         SystemExit: with status 1, at the end, if a study failed.
 
     >>> import tempfile
@@ -120,6 +128,7 @@ def predict_studies(
     1 of 1 studies have results; which is which: ...pseudonyms.csv
     """
     again = parse_bool("overwrite", overwrite)
+    _check_segments(studies, evaluator, writer)
     dataset = cast(DataLoader, evaluator.data_loader).dataset
     evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs the texts of errors, which name files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
@@ -129,6 +138,7 @@ def predict_studies(
         try:
             if study.error is not None:
                 raise study.error
+            _check_modality(study, modality)
             paths = [path for path in writer.paths(study) if again or not path.exists()]
             if not paths:
                 rows.append((study.name, "already there"))
@@ -148,6 +158,28 @@ def predict_studies(
     _report(rows, failures, writer.output_dir)
     if failures:
         raise SystemExit(1)
+
+
+def _check_segments(studies: Sequence[Study], evaluator: Evaluator, writer: StudyWriter) -> None:
+    classes = getattr(getattr(evaluator, "network", None), "out_channels", None)
+    if classes is None or all(volume_suffix(study.files[0]) for study in studies):
+        return
+    if (count := len(writer.segments)) != classes - 1:
+        raise InputError(
+            "segments",
+            f"the bundle has {count}, and the network {classes} classes with the background",
+            "Name a checkpoint of this bundle with --ckpt_path, or describe each class in its metadata.json",
+        )
+
+
+def _check_modality(study: Study, modality: str | None) -> None:
+    found = {value for uid in study.series for value in study.facts.get(uid, {}).get("Modality", ())}
+    if modality is not None and found and modality not in found:
+        raise InputError(
+            study.place,
+            f"its modality is {' and '.join(sorted(found))}, and the network was trained on {modality}",
+            f"Choose a series of {modality}, or name a checkpoint that was trained on such images with --ckpt_path",
+        )
 
 
 def _report(rows: Sequence[tuple[str, str]], failures: Sequence[Mapping[str, str]], folder: Path) -> None:
