@@ -20,7 +20,7 @@ from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import SUFFIXES
 from monai_unet.errors import InputError
 
-__all__ = ["datalist", "hold_out", "identity"]
+__all__ = ["add_pixels", "datalist", "hold_out", "identity", "read_document"]
 
 #: the lists that MONAI knows
 LISTS = ("training", "validation", "test")
@@ -40,7 +40,7 @@ def datalist(folder: str | os.PathLike[str], split: str) -> list[dict[str, Any]]
     ...     [Path(item["image"]).name for item in datalist(folder, "training")]
     ['a.png', 'b.png']
     """
-    file, document = _document(folder)
+    file, document = read_document(folder)
     if not isinstance(items := document.get(split), list):
         known = ", ".join(key for key, value in document.items() if isinstance(value, list))
         raise InputError(file, f"it has no list {split!r}, only {known or 'none'}", "Choose one of these, or add it")
@@ -90,40 +90,66 @@ def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] 
     listed = _listed(folder)
     if items is not None and not all(item in (listed or ()) for item in items):
         return f"{len(items)} items sha256:{_pixels(items)}"
-    document = _document(folder)[1]
+    document = read_document(folder)[1]
     checksum = document.get("checksum") or _pixels(items if items is not None else listed or ())
     return f"{document.get('name', 'dataset.json')} sha256:{checksum}"
 
 
 def _pixels(items: Sequence[Mapping[str, Any]]) -> str:
-    """The checksum of everything that the items hold: pixels, whatever the files' names and compression."""
     digest = hashlib.sha256()
     with keeping_decoded():  # for the loader
         for item in items:
-            for key, files in sorted(item.items()):
-                digest.update(key.encode())
-                for file in ensure_tuple(files):
-                    if not isinstance(file, str | os.PathLike):
-                        digest.update(repr(file).encode())  # MSD's "fold", for example
-                        continue
-                    microscopy = Path(file).suffix.lower() in SUFFIXES
-                    label = key != CommonKeys.IMAGE
-                    reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader()
-                    array = np.ascontiguousarray(reader.get_data(reader.read(file))[0])
-                    digest.update(f"{array.dtype} {array.shape}".encode())
-                    digest.update(array.data)
+            add_pixels(digest, item)
     return digest.hexdigest()
+
+
+def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
+    """Add everything that an item holds to a checksum: pixels, whatever the files' names and compression.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> digests = [hashlib.sha256(), hashlib.sha256()]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for digest, name in zip(digests, ("a.png", "b.tif")):
+    ...         Image.new("L", (30, 40), 90).save(f"{folder}/{name}")
+    ...         add_pixels(digest, {"image": f"{folder}/{name}"})
+    >>> digests[0].hexdigest() == digests[1].hexdigest()
+    True
+    """
+    for key, files in sorted(item.items()):
+        digest.update(key.encode())
+        for file in ensure_tuple(files):
+            if not isinstance(file, str | os.PathLike):
+                digest.update(repr(file).encode())  # MSD's "fold", for example
+                continue
+            microscopy = Path(file).suffix.lower() in SUFFIXES
+            label = key != CommonKeys.IMAGE
+            reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader()
+            array = np.ascontiguousarray(reader.get_data(reader.read(file))[0])
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.data)
 
 
 def _listed(folder: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
     """All items of the dataset.json in a folder; None if there is none."""
     if not (Path(folder) / "dataset.json").is_file():
         return None
-    document = _document(folder)[1]
+    document = read_document(folder)[1]
     return [item for key in LISTS if isinstance(document.get(key), list) for item in datalist(folder, key)]
 
 
-def _document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+def read_document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Read the dataset.json in a folder; return its path and what it holds.
+
+    Raises:
+        InputError: there is none, or it is not a JSON object.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "dataset.json").write_text('{"name": "mine", "training": []}')
+    ...     read_document(folder)[1]["name"]
+    'mine'
+    """
     file = Path(folder) / "dataset.json"
     if not file.is_file():
         cure = "Run python -m monai_unet.datasets prepare NAME, or write one, and give its folder as --dataset_dir"

@@ -1,0 +1,450 @@
+"""The fingerprint of a data set: what its images and labels are like, in the few numbers from which a plan follows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from monai.utils.enums import MetaKeys
+from monai.utils.misc import ensure_tuple
+from scipy import ndimage
+from tqdm import tqdm
+
+from monai_unet.bundles.items import Items
+from monai_unet.bundles.kinds import UNLABELLED, Labels, class_problems, class_values, infer_kind, instance_problems
+from monai_unet.bundles.objects import Measures, Objects, measure
+from monai_unet.data import CheckedVolumeReader, MicroscopyReader
+from monai_unet.data.decoded import keeping_decoded
+from monai_unet.data.microscopy.reader import SUFFIXES
+from monai_unet.data.microscopy.tiff import TIFF_MAGIC
+from monai_unet.data.volumes.checks import corner_distance, voxel_size
+from monai_unet.datasets.prepared import add_pixels
+from monai_unet.errors import InputError, raise_problems
+from monai_unet.options import parse_choice, require
+
+__all__ = ["Fingerprint", "Intensity", "take_fingerprint"]
+
+#: voxels per channel from which the distribution of intensities is measured
+SAMPLED = 2_000_000
+#: HU; lower values, in air, are those of CT alone
+AIR = -500
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How the values of one channel are distributed.
+
+    >>> Intensity.of(np.array([1, 3, 1, 3]), (0, 9))
+    Intensity(min=0.0, low=1.0, median=2.0, high=3.0, max=9.0, mean=2.0, std=1.0)
+    """
+
+    min: float
+    #: the percentiles 0.5 and 99.5
+    low: float
+    median: float
+    high: float
+    max: float
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, sample: np.ndarray, extremes: Sequence[float] | None = None) -> Intensity:
+        """Measure a sample, of any shape and not empty, of values whose extremes may be known."""
+        sample = np.asarray(sample, np.float64)
+        least, most = extremes or (sample.min(), sample.max())
+        low, median, high = np.percentile(sample, (0.5, 50, 99.5))
+        return cls(*map(float, (least, low, median, high, most, sample.mean(), sample.std())))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a data set is like, in plain types.
+
+    Lists with one entry per axis are in array order: (Y, X) or (Z, Y, X) of microscopy, and of volumes the axes that
+    run from left to right, from back to front and upwards, whichever way a file stores them. Intensities, shares,
+    extents and objects are those of all lists but "test".
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from monai_unet.bundles.items import find_items
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(4):
+    ...         ids = np.zeros((40, 30), np.uint8)
+    ...         ids[3:9, 3:9], ids[20 : 25 + number, 3:9] = 1, 2
+    ...         for name in ("images", "labels"):
+    ...             Path(folder, name).mkdir(exist_ok=True)
+    ...             Image.fromarray(ids).save(f"{folder}/{name}/{number}.png")
+    ...     found = take_fingerprint(find_items(folder), kind="instances")
+    >>> found.spatial_dims, found.channels, found.dtypes, found.objects.count, found.objects.sizes
+    (2, 1, {'uint8': 4}, 8, [30, 36, 36, 36, 36, 36, 42, 48])
+    """
+
+    #: of the data set
+    name: str
+    checksum: str
+    #: the number of items in each list
+    items: dict[str, int]
+    spatial_dims: int
+    #: "instances" or "classes", and why
+    kind: str
+    reason: str
+    #: whether the instances are the connected components of the labels
+    label_components: bool
+    channels: int
+    channel_names: list[str]
+    #: whether the channels are red, green and blue
+    colour: bool
+    #: the number of images without colour: of one channel, or R = G = B
+    gray: int
+    #: "CT", "MR" or "microscopy"
+    modality: str
+    #: as stored, with the number of images
+    dtypes: dict[str, int]
+    #: of all images, in pixels
+    sizes: list[list[int]]
+    #: median per axis, in µm (microscopy) or mm; None if no image states it
+    spacing: list[float] | None
+    #: the largest divided by the smallest, per axis
+    spacing_spread: list[float] | None
+    #: the number of images that do not state it
+    unknown_spacing: int
+    #: per channel
+    intensity: list[Intensity]
+    #: per channel, where the label is not background; None if it is everywhere
+    foreground: list[Intensity] | None
+    #: of classes, in the order of `class_names`: 0, 1, 2 ..., or 0 and 255 of masks; of instances 0 and 1
+    label_values: list[int]
+    #: with the background
+    class_names: list[str]
+    #: of the labelled pixels, per class; of instances background and objects
+    shares: list[float]
+    #: the share of all pixels that are not labelled
+    unlabelled: float
+    #: median size of the box around the foreground, in pixels per axis; None without any
+    extent: list[float] | None
+    #: of instances
+    objects: Objects | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary of what JSON knows."""
+        return asdict(self)
+
+
+class _Sample(NamedTuple):
+    """An item as read."""
+
+    image: np.ndarray  # (C, *spatial)
+    label: np.ndarray  # (*spatial), whole numbers
+    ignore: np.ndarray  # (*spatial), bool
+    form: str
+    spacing: np.ndarray
+    dtype: str
+    colour: bool
+
+
+class _Facts(NamedTuple):
+    """What is kept of an item when its pixels are gone."""
+
+    path: str
+    form: str
+    channels: int
+    colour: bool
+    gray: bool
+    dtype: str
+    size: tuple[int, ...]
+    spacing: np.ndarray
+    labels: Labels
+    ignored: int
+    extent: tuple[int, ...] | None
+    objects: Measures | None
+    # of the channels:
+    extremes: np.ndarray
+    intensity: np.ndarray
+    foreground: np.ndarray
+    training: bool
+
+
+def take_fingerprint(items: Items, kind: str | None = None, label_components: bool = False) -> Fingerprint:
+    """Read all files of a data set, check them, and measure them; each is decoded once.
+
+    Args:
+        items: see `find_items`.
+        kind: "instances" or "classes"; inferred by default.
+        label_components: whether the connected components of the labels are the instances.
+
+    Raises:
+        InputError: with all that is wrong with the files, and with the data set as a whole.
+        ValueError: another kind.
+
+    >>> take_fingerprint(Items(Path("cells"), "folders", {}), kind="objects")
+    Traceback (most recent call last):
+    ValueError: kind is 'objects'; it must be instances or classes
+    """
+    if kind is not None:
+        parse_choice("kind", kind, ("instances", "classes"))
+    if label_components and kind == "classes":
+        raise InputError("--label_components", "it makes instances, and --kind is classes", "Leave out one of the two")
+    kind = "instances" if label_components else kind
+    problems, facts = list(items.problems), list[_Facts]()
+    listed = [(name, item) for name, some in items.lists.items() for item in some]
+    digest = None if items.checksum else hashlib.sha256()
+    for name, item in tqdm(listed, desc="fingerprint", unit=" images", leave=False):
+        try:
+            with keeping_decoded():
+                sample = _read(item)
+            if digest:
+                add_pixels(digest, item)
+        except InputError as error:
+            problems.append(error)
+            continue
+        if label_components:
+            sample = sample._replace(label=ndimage.label(sample.label)[0])
+        facts.append(_measure(item, sample, kind, SAMPLED // len(listed), name != "test"))
+    if not items.problems and len(listed) < 4:
+        problem = f"{len(listed)} images with labels: too few to train on some, choose by others and test on the rest"
+        problems.append(InputError(items.folder, problem, "Add images until there are at least four"))
+    problems += _mixed(facts)
+    if facts and (names := items.channel_names) and len(names) not in (counts := {fact.channels for fact in facts}):
+        problem = f"it names {len(names)} channels, {', '.join(names)}, but the images have {max(counts)}"
+        problems.append(InputError(items.folder / "dataset.json", problem, "Correct the names, or add the channels"))
+    labels = [fact.labels for fact in facts]
+    reason = "connected components of the labels" if label_components else "as chosen"
+    if kind is None and facts:
+        kind, reason = infer_kind(labels, items.class_names)
+    if kind == "instances":
+        problems += instance_problems(labels)
+    elif facts:
+        problems += class_problems(items.folder, labels, items.class_names)
+    raise_problems(items.folder, problems)
+    checksum = items.checksum or (digest.hexdigest() if digest else "")
+    return Fingerprint(
+        name=items.name,
+        checksum=checksum,
+        items={name: len(some) for name, some in items.lists.items()},
+        kind=str(kind),
+        reason=reason,
+        label_components=label_components,
+        **_of_images(facts, items.channel_names),
+        **_of_labels(facts, items.class_names, str(kind)),
+    )
+
+
+def _read(item: Mapping[str, Any]) -> _Sample:
+    """Read and check one item.
+
+    Raises:
+        InputError: one of its files is bad, or they do not fit together.
+    """
+    files = ensure_tuple(item["image"])
+    microscopy = Path(files[0]).suffix.lower() in SUFFIXES
+    image, spacing, affine = (_read_microscopy if microscopy else _read_volume)(files)
+    arrays = {}
+    for key in ("label", "ignore"):
+        if key not in item:
+            continue
+        path = ensure_tuple(item[key])[0]
+        if microscopy:
+            array = MicroscopyReader(1, label=True).get_data((Path(path),))[0][0]
+        else:
+            array, meta = CheckedVolumeReader().get_data((str(path),))
+        if array.shape != image.shape[1:]:
+            problem = f"labels of shape {array.shape}, the image {files[0]} has {image.shape[1:]}"
+            raise InputError(path, problem, "Pair every image with the labels drawn on it")
+        if not microscopy and corner_distance(affine, meta[MetaKeys.AFFINE], array.shape) > 0.01 * spacing.min():
+            problem = f"its affine puts corners elsewhere than that of its image {files[0]}"
+            raise InputError(path, problem, "Resample the labels to the image, or correct the wrong header")
+        whole = array.astype(np.int64)
+        if (wrong := array[array != whole]).size:
+            problem = f"{wrong.size} fractional values, such as {wrong[0]:.6g}"
+            raise InputError(path, problem, "Save labels as whole numbers, and resample them to the nearest neighbour")
+        if (least := whole.min()) < 0:
+            problem = f"labels below 0: {least}"
+            cure = f"Save borders and whatever is background as 0, and what is not labelled as {UNLABELLED}"
+            raise InputError(path, problem, cure)
+        arrays[key] = whole
+    label, ignore = arrays["label"], arrays.get("ignore", np.zeros(())) > 0
+    if not microscopy:
+        axes = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
+        image, label, spacing = image.transpose(0, *(axes + 1)), label.transpose(axes), spacing[axes]
+        ignore = ignore.transpose(axes) if ignore.ndim else ignore
+    form = f"{label.ndim}-D" + ("" if microscopy else " volumes")
+    dtype, colour = _stored(Path(files[0])) if microscopy else ("", False)
+    ignore = np.broadcast_to(ignore, label.shape)
+    return _Sample(image, label, ignore, form, spacing, dtype or image.dtype.name, colour and len(image) == 3)
+
+
+def _read_microscopy(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image, meta = MicroscopyReader(None).get_data(tuple(map(Path, files)))
+    if "frame_interval_s" in meta:
+        problem = f"a series over time of {image.shape[1]} frames"
+        raise InputError(files[0], problem, "Save each frame as a file of its own, and its labels too")
+    return image, meta["pixel_size_um"], meta[MetaKeys.AFFINE]
+
+
+def _read_volume(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    volumes = [CheckedVolumeReader().get_data((str(file),)) for file in files]
+    first, affine = volumes[0][0], volumes[0][1][MetaKeys.AFFINE]
+    for file, (array, meta) in zip(files, volumes, strict=True):
+        if 1 in array.shape:
+            problem = f"a volume of one slice, shape {array.shape}"
+            raise InputError(file, problem, "Save 2-D images and their labels as TIFF or PNG")
+        off = corner_distance(affine, meta[MetaKeys.AFFINE], array.shape)
+        if array.shape != first.shape or off > 0.01 * voxel_size(affine).min():
+            problem = f"shape {array.shape} and corners up to {off:.3g} mm from those of {files[0]}, {first.shape}"
+            raise InputError(file, problem, "Resample the channels of an image to one grid")
+    return np.stack([array for array, _ in volumes]), voxel_size(affine), affine
+
+
+def _stored(path: Path) -> tuple[str, bool]:
+    """The type of the values in a file, "" if unknown, and whether it holds colours."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    if head.startswith(TIFF_MAGIC):
+        with require("tifffile", "microscopy").TiffFile(path) as tif:
+            page = tif.pages[0]
+            return page.dtype.name, int(page.photometric) in (2, 3, 6)
+    if not head.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        return "", False
+    with require("PIL.Image", "microscopy").open(path) as image:
+        deep = head.startswith(b"\x89PNG") and head[24] == 16  # its bits per sample
+        return "uint16" if deep else "uint8", image.mode not in ("1", "L", "LA", "I", "I;16", "F")
+
+
+def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, limit: int, training: bool) -> _Facts:
+    image, label, ignore = sample.image, sample.label, sample.ignore
+    counted = label[~ignore]
+    if counted.max(initial=0) <= label.size:
+        counts = np.bincount(counted)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(counted, return_counts=True)
+    foreground = (label > 0) & ~ignore
+    if kind != "instances" and set(values) - {0, UNLABELLED}:
+        foreground &= label != UNLABELLED
+    boxes = ndimage.find_objects(foreground.astype(np.uint8))
+    found = None if kind == "classes" else measure(label)
+    flat = image.reshape(len(image), -1)
+    return _Facts(
+        path=str(ensure_tuple(item["image"])[0]),
+        form=sample.form,
+        channels=len(image),
+        colour=sample.colour,
+        gray=len(image) == 1 or (len(image) == 3 and bool((image == image[:1]).all())),
+        dtype=sample.dtype,
+        size=label.shape,
+        spacing=sample.spacing,
+        labels=Labels(
+            str(ensure_tuple(item["label"])[0]),
+            dict(zip(values.tolist(), counts.tolist(), strict=True)),
+            found.pieces if found else {},
+        ),
+        ignored=label.size - counted.size,
+        extent=tuple(part.stop - part.start for part in boxes[0]) if boxes else None,
+        objects=found,
+        extremes=np.stack([flat.min(1), flat.max(1)], axis=1),
+        intensity=flat[:, _drawn(np.arange(label.size), limit)],
+        foreground=flat[:, _drawn(np.flatnonzero(foreground), limit)],
+        training=training,
+    )
+
+
+def _drawn(positions: np.ndarray, limit: int) -> np.ndarray:
+    """All positions, or as many of them as the limit allows."""
+    if len(positions) <= limit:
+        return positions
+    return positions[np.random.default_rng(0).integers(0, len(positions), limit)]
+
+
+def _mixed(facts: Sequence[_Facts]) -> Iterator[InputError]:
+    """The images that have another number of axes or channels than most."""
+    for name, cure in (
+        ("form", "Make a data set of each kind"),
+        ("channels", "Give all images the same channels, or make a data set of each kind"),
+    ):
+        counts = Counter(getattr(fact, name) for fact in facts)
+        colours = counts.keys() == {1, 3} and all(fact.colour for fact in facts if fact.channels == 3)
+        if len(counts) > 1 and not colours:
+            (most, times), *_ = counts.most_common(1)
+            for fact in facts:
+                if (found := getattr(fact, name)) != most:
+                    unit = " channels" if name == "channels" else ""
+                    yield InputError(fact.path, f"{found}{unit}, but {times} of {len(facts)} have {most}", cure)
+
+
+def _of_images(facts: Sequence[_Facts], names: Sequence[str]) -> dict[str, Any]:
+    gray = sum(fact.gray for fact in facts)
+    colour = all(fact.colour or fact.channels == 1 for fact in facts) and gray < len(facts)
+    channels = 1 if gray == len(facts) else max(fact.channels for fact in facts)
+    known = np.array([fact.spacing for fact in facts if np.isfinite(fact.spacing).all()])
+    training = [fact for fact in facts if fact.training]
+
+    def intensities(name: str, extremes: bool) -> list[Intensity] | None:
+        """Per channel; gray images have the same values in all channels."""
+        found = []
+        for channel in range(channels):
+            rows = [min(channel, fact.channels - 1) for fact in training]
+            values = np.concatenate([getattr(fact, name)[row] for fact, row in zip(training, rows, strict=True)])
+            if not values.size:
+                return None
+            ends = np.array([fact.extremes[row] for fact, row in zip(training, rows, strict=True)])
+            found.append(Intensity.of(values, (ends.min(), ends.max()) if extremes else None))
+        return found
+
+    intensity = intensities("intensity", True)
+    modality = "microscopy"
+    if "volumes" in facts[0].form:
+        hounsfield = any(
+            fact.extremes.min() < AIR and np.array_equal(fact.intensity, fact.intensity.round()) for fact in facts
+        )
+        modality = "CT" if hounsfield or any("ct" in name.lower().split() for name in names) else "MR"
+    named = (
+        list(names) if len(names) == channels else ["red", "green", "blue"] if colour else ["image"] * (channels == 1)
+    )
+    return {
+        "spatial_dims": len(facts[0].size),
+        "channels": channels,
+        "channel_names": named or [f"channel {number}" for number in range(channels)],
+        "colour": colour,
+        "gray": gray,
+        "modality": modality,
+        "dtypes": dict(Counter(fact.dtype for fact in facts).most_common()),
+        "sizes": [list(fact.size) for fact in facts],
+        "spacing": np.median(known, axis=0).tolist() if len(known) else None,
+        "spacing_spread": (known.max(0) / known.min(0)).tolist() if len(known) else None,
+        "unknown_spacing": len(facts) - len(known),
+        "intensity": intensity,
+        "foreground": intensities("foreground", False),
+    }
+
+
+def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> dict[str, Any]:
+    training = [fact for fact in facts if fact.training]
+    counts = sum((Counter(fact.labels.counts) for fact in training), Counter())
+    ignored = sum(fact.ignored for fact in training)
+    if kind == "instances":
+        values = [0, 1]
+        pixels = [counts[0], counts.total() - counts[0]]
+        texts = ["background", names.get(1, "object")]
+    else:
+        values = class_values([fact.labels for fact in facts])
+        pixels = [counts[value] for value in values]
+        texts = [
+            names.get(value, names.get(number, f"class {number}" if number else "background"))
+            for number, value in enumerate(values)
+        ]
+    extents = [fact.extent for fact in training if fact.extent]
+    return {
+        "label_values": values,
+        "class_names": texts,
+        "shares": [number / max(sum(pixels), 1) for number in pixels],
+        "unlabelled": 1 - sum(pixels) / (counts.total() + ignored),
+        "extent": np.median(extents, axis=0).tolist() if extents else None,
+        "objects": Objects.of([fact.objects for fact in training if fact.objects]) if kind == "instances" else None,
+    }
