@@ -9,6 +9,7 @@ or of the functional groups (C.7.6.16.2); all lengths are millimetres in LPS pat
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
         raise InputError(name, f"{photometric} contradicts its PresentationLUTShape", EXPORT_AGAIN)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(name, "no Rows and Columns: not an image, or cut off", EXPORT_AGAIN)
-    if "MOSAIC" in (dataset.get("ImageType") or []):
+    if _is_mosaic(dataset):
         problem = "a Siemens mosaic: all slices of the volume as panels of one image"
         raise InputError(name, problem, "Convert it, for example with dcm2niix, or export it as enhanced DICOM")
     spacing = _numbers(name, groups, "PixelMeasuresSequence", "PixelSpacing", 2)
@@ -127,6 +128,23 @@ def _plane(name: str, dataset: Dataset, groups: list[Dataset]) -> Plane:
         distinguishing={k: str(dataset[k].value) for k in DISTINGUISHING if _is_number(dataset.get(k))},
         localizer="LOCALIZER" in (dataset.get("ImageType") or []),
     )
+
+
+def _is_mosaic(dataset: Dataset) -> bool:
+    """By ImageType, or where that has been rewritten, by the number of images in Siemens' private elements."""
+    if "MOSAIC" in (dataset.get("ImageType") or []):
+        return True
+    if dataset.get((0x0019, 0x0010)) is None and dataset.get((0x0029, 0x0010)) is None:
+        return False
+    from nibabel.nicom import csareader
+
+    images: Any = 0
+    with contextlib.suppress(Exception):  # of other vendors, or damaged: nothing else depends on them
+        images = dataset.private_block(0x0019, "SIEMENS MR HEADER")[0x0A].value
+        images = int.from_bytes(images, "little") if isinstance(images, bytes) else images
+    with contextlib.suppress(Exception):
+        images = images or csareader.get_n_mosaic(csareader.get_csa_header(dataset, "image"))
+    return bool(images)
 
 
 def stack(
