@@ -40,6 +40,13 @@ BARE_DATASET = re.compile(rb"[\x02\x08]\0[\0-\x70]\0(UL|OB|UI|CS|[\x02-\x40]\0\0
 DIGITS = re.compile(r"\d[\da-f]*|\b[\da-f]{8,}", re.IGNORECASE)
 #: A zip that unpacks to more than both holds no images.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 100
+#: The defined terms of Modality (PS3.3 C.7.3.1.1.1), retired ones included.
+MODALITIES = (
+    "ANN AR AS ASMT AU BDUS BI BMD CD CF CFM CP CR CS CT CTPROTOCOL DD DF DG DM DMS DOC DS DX EC ECG EEG EMG EOG "
+    "EPS ES FA FID FS GM HC HD IO IOL IVOCT IVUS KER KO LEN LP LS M3D MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV "
+    "OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN "
+    "RTSTRUCT RWV SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF XA XAPROTOCOL XC"
+)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -111,6 +118,15 @@ def is_image(header: Dataset) -> bool:
     return not f"{sop_class}.".startswith(NO_IMAGES)
 
 
+def modality_of(header: Dataset) -> str:
+    """Return the modality; an empty string for one that is missing or damaged, which might be a name.
+
+    >>> [modality_of({"Modality": value}) for value in ("MR", "DOE^JANE", None)]
+    ['MR', '', '']
+    """
+    return value if (value := str(header.get("Modality"))) in MODALITIES.split() else ""
+
+
 def read_headers(path: str, paths: Sequence[str]) -> tuple[dict[Source, Dataset], dict[Source, Dataset]]:
     """Headers of the images below the paths, and of those that belong to no series.
 
@@ -126,7 +142,7 @@ def read_headers(path: str, paths: Sequence[str]) -> tuple[dict[Source, Dataset]
             if header is None:
                 others.append(source)
             elif not is_image(header):
-                companions.append(str(header.get("Modality", "?")))
+                companions.append(modality_of(header) or "?")
             else:
                 (images if header.get("SeriesInstanceUID") else strays)[source] = header
     for source in others:

@@ -8,7 +8,7 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source, is_image, list_sources, read_header
+from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source, is_image, list_sources, modality_of, read_header
 from monai_unet.data.dicom.silence import reading
 from monai_unet.data.studies.study import Facts, volume_suffix
 from monai_unet.errors import InputError
@@ -146,7 +146,7 @@ def _scan(path: Path, files: list[str]) -> Location:
                         location.instances.add(str(header.get("SOPInstanceUID")))
                         location.series.setdefault(uid, []).append(str(source))
                         for keyword in FACTS:
-                            value = header.get(keyword)
+                            value = modality_of(header) if keyword == "Modality" else header.get(keyword)
                             words = value if isinstance(value, MutableSequence) else [] if value is None else [value]
                             found = location.facts.setdefault(uid, {}).setdefault(keyword, set())
                             found.add("/".join(map(str, words)))
