@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
 from monai_unet.transforms.foreground import ForegroundVoxels, ForegroundVoxelsd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
-from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd
+from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd, NormalizeVolumed
 from monai_unet.transforms.unlabelled import ClassWeightMap, ClassWeightMapd, SplitUnlabelled, SplitUnlabelledd
 from monai_unet.transforms.weight_map import BorderWeightMap, BorderWeightMapd
 
@@ -20,6 +20,7 @@ __all__ = [
     "LabelInstancesd",
     "NormalizePages",
     "NormalizePagesd",
+    "NormalizeVolumed",
     "RandElasticDeformation",
     "RandElasticDeformationd",
     "SeparateInstances",

@@ -11,7 +11,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
-__all__ = ["Intensities", "NormalizePages", "NormalizePagesd"]
+__all__ = ["Intensities", "NormalizePages", "NormalizePagesd", "NormalizeVolumed"]
 
 #: percent: of 1,000 pixels, the darkest and the brightest are clipped: hot pixels are, and hardly anything of an image
 CLIPPED = (0.1, 99.9)
@@ -92,4 +92,33 @@ class NormalizePagesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self.normalize(d[key])
+        return d
+
+
+class NormalizeVolumed(MapTransform):
+    """Give each channel of a volume zero mean and unit variance, after clipping at the percentiles 0.1 and 99.9.
+
+    Voxels below the image's metadata ``padding``, which `DicomSeriesReader` sets where a scanner has padded its slices,
+    do not count and become as dark as the darkest of the others. Not in the paper.
+
+    Args:
+        keys: the images (C, *spatial), `MetaTensor` if padding is to be known; float32 returns.
+
+    >>> import torch
+    >>> from monai.data import MetaTensor
+    >>> volume = MetaTensor(torch.tensor([[[[1.0, 3.0, -2.0]]]]), meta={"padding": 0.5})
+    >>> NormalizeVolumed("image")({"image": volume})["image"].tolist()
+    [[[[-1.0, 1.0, -1.0]]]]
+    """
+
+    backend = NormalizePages.backend
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the images under the keys."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            array: np.ndarray = convert_to_numpy(d[key])
+            padding = getattr(d[key], "meta", {}).get("padding", -np.inf)
+            normal = [Intensities.of(channel[channel >= padding]).normalize(channel) for channel in array]
+            d[key] = convert_to_dst_type(np.stack(normal), d[key], dtype=torch.float32)[0]
         return d

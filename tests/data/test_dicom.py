@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import struct
 import sys
 import threading
 import warnings
@@ -59,6 +60,20 @@ def _set(**values: Any) -> cases.Edit:
             setattr(dataset, key, value(k) if callable(value) else value)
 
     return edit
+
+
+def _padded_frames(edit: cases.Edit) -> Any:
+    """An enhanced file whose frames hold the edited pixels of the slices."""
+    dataset = enhanced()
+    slices = [cases.slice_dataset(k) for k in range(SLICES)]
+    for k, one in enumerate(slices):
+        edit(one, k)
+    edit(dataset, 0)
+    cases.pixels(dataset, np.stack([np.frombuffer(s.PixelData, np.int16).reshape(ROWS, COLUMNS) for s in slices]))
+    dataset.BitsStored, dataset.HighBit = slices[0].BitsStored, slices[0].HighBit
+    for item in dataset.PerFrameFunctionalGroupsSequence:
+        item.PixelValueTransformationSequence[0].RescaleSlope = 2
+    return dataset
 
 
 def _only(which: int, **values: Any) -> cases.Edit:
@@ -122,6 +137,31 @@ def _upper_bits(dataset: Any, k: int) -> None:
     dataset.HighBit = 15
 
 
+def _siemens(images: int) -> cases.Edit:
+    """A private header of Siemens' as it is in every image, here with the one element that tells a mosaic."""
+
+    def edit(dataset: Any, k: int) -> None:
+        value = str(images).encode() if images else b""
+        tag = struct.pack("<64si4siii", b"NumberOfImagesInMosaic", 1, b"US", 6, 6, 77)
+        items = [value, b"", b"", b"", b"", b""]
+        data = b"".join(struct.pack("<4i", 77, len(v), 77, 0) + v + bytes(-len(v) % 4) for v in items)
+        block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+        block.add_new(0x10, "OB", b"SV10\4\3\2\1" + struct.pack("<2I", 1, 77) + tag + data)
+
+    return edit
+
+
+def _siemens_number(images: bytes) -> cases.Edit:
+    def edit(dataset: Any, k: int) -> None:
+        dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "UN", images)
+
+    return edit
+
+
+def _damaged_private(dataset: Any, k: int) -> None:
+    dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", b"SV10 cut off")
+
+
 def _stray(k: int) -> Any:
     """A copy of slice k that belongs to no series."""
     dataset = cases.slice_dataset(k)
@@ -161,6 +201,15 @@ def _with_other_files(folder: Path) -> None:
     directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
     for name in ("README.txt", "LOCKFILE", ".DS_Store"):
         (folder / name).write_bytes(b"")
+
+
+def _damaged_companion(folder: Path) -> None:
+    for path in folder.glob("IM*"):
+        path.unlink()
+    for path in folder.glob("[0-9s]*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "GEHEIM"
+        dataset.save_as(path)
 
 
 def _spoilt(dataset: Any, k: int) -> None:
@@ -324,6 +373,15 @@ CASES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
         _series(_set(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])),
         r"IM0000.dcm: a Siemens mosaic: all slices of the volume as panels of one image. Convert it, .* dcm2niix",
     ),
+    "mosaic by Siemens' header": (_series(_siemens(35)), r"IM0000.dcm: a Siemens mosaic"),
+    "mosaic by Siemens' number": (_series(_siemens_number(b"\x23\0")), r"IM0000.dcm: a Siemens mosaic"),
+    "Siemens' header without a mosaic": (_series(_siemens(0)), None),
+    "damaged private header": (_series(_damaged_private), None),
+    "a name for the modality": (_series(_set(Modality="GEHEIM")), None),
+    "a name for the modality of a companion": (
+        lambda f: (_with_other_files(f), _damaged_companion(f)), r"without images \['\?'\]"
+    ),
+    "nothing but padding": (_series(_set(PixelPaddingValue=0, PixelPaddingRangeLimit=60000)), "declares as padding"),
     "dose screen in the series": (lambda f: (write_series(f), _screen().save_as(f / "dose.dcm")), None),
     "bare dataset": (lambda f: _bare_dataset(f / "IM0006.dcm", uid("series")), "IM0006.dcm: .* the preamble and the"),
     "duplicate without SeriesInstanceUID": (
@@ -385,6 +443,44 @@ def test_case(name: str, tmp_path: Path) -> None:
         array = (array + 5) / np.arange(1, SLICES + 1)
     assert_in_place(array, meta)
     assert "Geheim" not in str(meta)
+
+
+@pytest.mark.parametrize("frames", ["single", "enhanced"])
+@pytest.mark.parametrize("bits", [16, 12])
+def test_padding_gets_a_value_below_all_others(frames: str, bits: int, tmp_path: Path) -> None:
+    """-2000, or -2010 to -1990, around signed values; the header has it unsigned, as of some scanners."""
+    outside = np.arange(COLUMNS) < 5
+
+    def edit(dataset: Any, k: int) -> None:
+        values = np.where(outside, -2000 + 10 * (k % 3 - 1), cases.stored(k) % 2000).astype(np.int16)
+        cases.pixels(dataset, values, bits)
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -5
+        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = 65536 - 2010, 65536 - 1990
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            dataset[keyword].VR = "US"
+
+    if frames == "single":
+        write_series(tmp_path / "study", edit)
+    else:
+        _one(tmp_path / "study", _padded_frames(edit))
+    array, meta = load(tmp_path / "study")
+    inside = array[~outside]
+    assert (inside.min(), meta["padding"] < inside.min()) == (5, True)
+    assert len(np.unique(array[outside])) == 1
+    assert inside.min() - 0.01 * np.ptp(inside) < array[outside].max() < meta["padding"]
+
+
+def test_values_that_are_no_padding_stay(tmp_path: Path) -> None:
+    """63536 does not fit into 12 bits: its last 12 would be 2096, an ordinary value."""
+
+    def edit(dataset: Any, k: int) -> None:
+        cases.pixels(dataset, cases.stored(k) + np.uint16(2090), bits=12)
+        dataset.PixelPaddingValue = 63536
+
+    write_series(tmp_path / "study", edit)
+    array, meta = load(tmp_path / "study")
+    assert "padding" not in meta
+    assert_in_place(array - 2090, meta)
 
 
 # MONAI registers every reader of its own and one of them warns

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import NormalizeIntensity
+from monai.transforms import ClipIntensityPercentiles, NormalizeIntensity
 
-from monai_unet.transforms import NormalizePages, NormalizePagesd
+from monai_unet.transforms import NormalizePages, NormalizePagesd, NormalizeVolumed
 
 IMAGE = np.random.default_rng(0).normal(100, 20, (1, 64, 80)).astype(np.float32)
 
@@ -50,3 +50,23 @@ def test_a_tensor_keeps_its_kind_and_its_metadata(dtype):
     found = NormalizePagesd(["image", "none"], allow_missing_keys=True)({"image": image})["image"]
     assert (found.dtype, found.shape) == (torch.float32, image.shape)
     assert found.meta["pixel_size_um"] == [1, 2]
+
+
+def test_padding_does_not_count_in_a_volume():
+    """Whatever share of it is padding, resampled or not: the others have the values that they have without it."""
+    volume = np.random.default_rng(1).normal(100, 20, (2, 12, 10, 8)).astype(np.float32)
+    alone = NormalizeVolumed("image")({"image": volume})["image"]
+    low = volume.min()
+    padded = np.pad(volume, ((0, 0), (0, 9), (0, 0), (0, 0)), constant_values=low - 1)
+    padded[:, 12] = low - 0.7  # half-way to the padding, as interpolation leaves it
+    image = MetaTensor(torch.from_numpy(padded), meta={"padding": low - 0.5})
+    found = NormalizeVolumed("image")({"image": image})["image"]
+    np.testing.assert_allclose(found[:, :12], alone, atol=1e-5)
+    assert torch.equal(found[:, 12:].amax((1, 2, 3)), found[:, :12].amin((1, 2, 3)))
+    assert found.meta["padding"] == image.meta["padding"]
+
+
+def test_a_volume_without_padding_is_nearly_as_with_monai():
+    volume = np.random.default_rng(2).normal(100, 20, (1, 20, 30, 40)).astype(np.float32)
+    monai = NormalizeIntensity()(ClipIntensityPercentiles(0.1, 99.9, channel_wise=True)(volume))
+    np.testing.assert_allclose(NormalizeVolumed("image")({"image": volume})["image"], np.asarray(monai), atol=0.02)

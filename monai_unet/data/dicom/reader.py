@@ -16,7 +16,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source
+from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source, modality_of
 from monai_unet.data.dicom.series import Series, read_series
 from monai_unet.data.dicom.silence import EXPORT_AGAIN, reading
 from monai_unet.errors import InputError
@@ -77,12 +77,14 @@ def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
     """Decode the pixels of a series.
 
     The rescale (or modality lookup table) of each slice is applied, and MONOCHROME1 is inverted within the range of the
-    stored bits (PS3.3 C.7.6.3.1.2); windows and real-world value maps are not applied.
+    stored bits (PS3.3 C.7.6.3.1.2); windows and real-world value maps are not applied. Pixels that only pad a slice to
+    a rectangle (PixelPaddingValue, C.7.5.1.1.2) get a value a little below the darkest of the others.
 
     Returns:
         the volume, float32, indexed (column, row, slice) as ITK does, with the slices along rows × columns; and its
         metadata: ``affine`` and ``original_affine`` to RAS millimetres as nibabel's, ``spatial_shape``, ``space``,
-        ``original_channel_dim``, ``modality``, ``series_uid``, ``study_uid``, ``frame_of_reference_uid``.
+        ``original_channel_dim``, ``modality`` (empty if it is not one that DICOM defines), ``series_uid``,
+        ``study_uid``, ``frame_of_reference_uid``; where there is padding, ``padding``: voxels below this value are.
 
     Raises:
         InputError: the pixels of a file are damaged.
@@ -95,13 +97,15 @@ def read_volume(series: Series) -> tuple[Volume, dict[str, Any]]:
     header = series.headers[0]
     with reading(series.sources[0]):
         frames = np.concatenate([_pixels(source, series) for source in series.sources])
+        padding = _fill_padding(str(series.sources[0]), frames)
         return series.volume(frames), {
             MetaKeys.AFFINE: series.affine,
             MetaKeys.ORIGINAL_AFFINE: series.affine,
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.SPATIAL_SHAPE: np.array(series.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
-            "modality": str(header.get("Modality", "")),
+            "modality": modality_of(header),
+            **padding,
             "series_uid": str(header.SeriesInstanceUID),
             "study_uid": str(header.get("StudyInstanceUID", "")),
             "frame_of_reference_uid": str(header.get("FrameOfReferenceUID", "")),
@@ -118,7 +122,8 @@ def _pixels(source: Source, series: Series) -> Volume:
         _check_stored(str(source), dataset)
         _clear_other_bits(dataset)
         try:
-            pixels: Volume = Image.from_dataset(dataset, copy=False).get_frames(
+            image = Image.from_dataset(dataset, copy=False)
+            pixels: Volume = image.get_frames(
                 dtype=np.float32,
                 apply_real_world_transform=False,
                 apply_palette_color_lut=False,
@@ -134,7 +139,38 @@ def _pixels(source: Source, series: Series) -> Volume:
         expected = (len(series.planes) // len(series.sources), *series.planes[0].size)
         if pixels.shape != expected or not np.isfinite(pixels).all():
             raise InputError(str(source), f"the pixels decode to {pixels.shape}, or to NaN or Inf", EXPORT_AGAIN)
+        if dataset.get("PixelPaddingValue") is not None:
+            stored = image.get_frames(
+                apply_real_world_transform=False,
+                apply_modality_transform=False,
+                apply_presentation_lut=False,
+                apply_palette_color_lut=False,
+                apply_icc_profile=False,
+            )
+            low, high = _padding_range(dataset)
+            pixels[(stored >= low) & (stored <= high)] = np.nan
         return pixels
+
+
+def _padding_range(dataset: Dataset) -> tuple[int, int]:
+    """The lowest and highest stored value of padding; headers often have them with the sign of the other kind."""
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = [int(dataset.PixelPaddingValue), int(dataset.PixelPaddingValue if limit is None else limit)]
+    values = np.array(ends).astype(f"{'ui'[int(dataset.PixelRepresentation)]}{int(dataset.BitsAllocated) // 8}")
+    return int(values.min()), int(values.max())
+
+
+def _fill_padding(source: str, frames: Volume) -> dict[str, float]:
+    """Replace NaN, in place, by a value just below all others; return the limit between the two."""
+    is_padding = np.isnan(frames)
+    if not is_padding.any():
+        return {}
+    if is_padding.all():
+        raise InputError(source, "all pixels have the value that the header declares as padding", EXPORT_AGAIN)
+    low, high = float(np.nanmin(frames)), float(np.nanmax(frames))
+    step = (high - low) / 1000 or 1.0  # interpolation at the border must not invent values
+    frames[is_padding] = low - step
+    return {"padding": low - step / 2}
 
 
 def _check_stored(source: str, dataset: Dataset) -> None:
