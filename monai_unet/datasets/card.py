@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from monai_unet.datasets.archive import find_archive
 from monai_unet.datasets.layouts import LAYOUTS
+from monai_unet.datasets.prepared import LISTS, checksum_of
 from monai_unet.datasets.store import Store
 from monai_unet.errors import InputError
 
@@ -58,7 +59,8 @@ def prepare(
 
     Returns:
         The path of dataset.json: a MONAI datalist with absolute paths, the lists, labels, licence and citation of the
-        card, and ``checksum``, the SHA-256 over all decoded pixels.
+        card, ``checksum``, the SHA-256 over all decoded pixels, and ``pixels``, that of each list, by which `identity`
+        notices an edited label.
 
     Raises:
         ValueError: no such card.
@@ -85,7 +87,8 @@ def prepare(
             store = Store(target, bar)
             datalists = LAYOUTS[card["kind"]](card, folder, store)
         for fold, lists in datalists.items():
-            document = {**about, "checksum": store.checksum, **lists}
+            pixels = {title: checksum_of(lists[title]) for title in LISTS if title in lists}  # of what is read back
+            document = {**about, "checksum": store.checksum, "pixels": pixels, **lists}
             store.write(Path(fold) / "dataset.json", (json.dumps(document, indent=1) + "\n").encode())
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"

@@ -20,7 +20,7 @@ from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import SUFFIXES
 from monai_unet.errors import InputError
 
-__all__ = ["add_pixels", "datalist", "hold_out", "identity", "read_document"]
+__all__ = ["add_pixels", "checksum_of", "datalist", "hold_out", "identity", "read_document"]
 
 #: the lists that MONAI knows
 LISTS = ("training", "validation", "test")
@@ -73,6 +73,8 @@ def hold_out(items: Sequence[dict[str, Any]], count: int) -> tuple[list[dict[str
 def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Return name and checksum of a prepared data set; if its dataset.json has none, the checksum of the pixels.
 
+    That of the pixels counts, too, if one of the lists that are used has been edited since `prepare` wrote it.
+
     Args:
         folder: of dataset.json.
         items: those used; all by default. If one of them is not in dataset.json (MONAI Label passes its own), the
@@ -86,16 +88,31 @@ def identity(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]] 
     """
     if items is not None:  # a stack once, not once per page
         files = [{key: value for key, value in item.items() if key != "page"} for item in items]
-        items = [item for number, item in enumerate(files) if item not in files[:number]]
-    listed = _listed(folder)
-    if items is not None and not all(item in (listed or ()) for item in items):
-        return f"{len(items)} items sha256:{_pixels(items)}"
+        items = list({_key(item): item for item in files}.values())
+    lists = _lists(folder)
+    known = {_key(item) for listed in lists.values() for item in listed}
+    if items is not None and not known.issuperset(map(_key, items)):
+        return f"{len(items)} items sha256:{checksum_of(items)}"
     document = read_document(folder)[1]
-    checksum = document.get("checksum") or _pixels(items if items is not None else listed or ())
+    if items is None:
+        items = [item for listed in lists.values() for item in listed]
+    used = {_key(item) for item in items}
+    as_prepared = all(
+        checksum_of(lists[name]) == pixels
+        for name, pixels in document.get("pixels", {}).items()
+        if used.intersection(map(_key, lists.get(name, ())))
+    )
+    checksum = (as_prepared and document.get("checksum")) or checksum_of(items)
     return f"{document.get('name', 'dataset.json')} sha256:{checksum}"
 
 
-def _pixels(items: Sequence[Mapping[str, Any]]) -> str:
+def _key(item: Mapping[str, Any]) -> str:
+    """Equal for equal items; to look each up in a list would take minutes with ten thousand."""
+    return json.dumps(item, sort_keys=True, default=os.fspath)
+
+
+def checksum_of(items: Sequence[Mapping[str, Any]]) -> str:
+    """The checksum of items, as `add_pixels` adds them."""
     digest = hashlib.sha256()
     with keeping_decoded():  # for the loader
         for item in items:
@@ -105,6 +122,8 @@ def _pixels(items: Sequence[Mapping[str, Any]]) -> str:
 
 def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
     """Add everything that an item holds to a checksum: pixels, whatever the files' names and compression.
+
+    Folders, which only phantoms have, do not count.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -122,6 +141,8 @@ def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
             if not isinstance(file, str | os.PathLike):
                 digest.update(repr(file).encode())  # MSD's "fold", for example
                 continue
+            if Path(file).is_dir():
+                continue
             microscopy = Path(file).suffix.lower() in SUFFIXES
             label = key != CommonKeys.IMAGE
             reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader()
@@ -130,12 +151,12 @@ def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
             digest.update(array.data)
 
 
-def _listed(folder: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
-    """All items of the dataset.json in a folder; None if there is none."""
+def _lists(folder: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """The lists of the dataset.json in a folder; none if there is no such file."""
     if not (Path(folder) / "dataset.json").is_file():
-        return None
+        return {}
     document = read_document(folder)[1]
-    return [item for key in LISTS if isinstance(document.get(key), list) for item in datalist(folder, key)]
+    return {name: datalist(folder, name) for name in LISTS if isinstance(document.get(name), list)}
 
 
 def read_document(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:

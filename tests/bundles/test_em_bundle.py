@@ -356,3 +356,16 @@ def test_the_bundle_runs_from_its_own_folder(trained, data, tmp_path, monkeypatc
     workflow.initialize()
     workflow.run()
     assert (tmp_path / "bundle" / "predictions" / "train-volume-12_label.tif").is_file()
+
+
+def test_a_label_edited_since_is_refused_on_resuming(data, tmp_path):
+    """Of prepared data, too, whose dataset.json still has the checksum of its card."""
+    shutil.copytree(data, own := tmp_path / "data")
+    (own / "dataset.json").write_text((data / "dataset.json").read_text().replace(str(data), str(own)))
+    options = {**TINY, "steps_per_epoch": 1, "dataset_dir": str(own), "output_dir": str(tmp_path / "model")}
+    run("train", **options)
+    label = json.loads((own / "dataset.json").read_text())["training"][0]["label"]
+    Image.eval(Image.open(label), lambda value: 255 - value).save(label)
+    with pytest.raises(RuntimeError) as error:
+        run("train", **options, resume="true")
+    assert "have changed since it was written (dataset: em_phantom sha256:" in str(cause(error))

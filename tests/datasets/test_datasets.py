@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -613,6 +614,36 @@ def test_an_edited_label_changes_the_identity_of_ones_own_data(tmp_path: Path) -
     assert identity(tmp_path) == before
     save(tmp_path / "renamed.tif", 2)
     assert identity(tmp_path, items) != before
+
+
+def test_a_label_edited_after_prepare_changes_the_identity_of_a_card(card: dict[str, Any], tmp_path: Path) -> None:
+    """Of the lists with an item that is used; saved anew with other compression, it does not."""
+    stack(tmp_path)
+    path = prepare("mine", tmp_path)
+    training, test = load(path, "training"), load(path, "test")
+    as_prepared = f"mine sha256:{json.loads(path.read_text())['checksum']}"
+    assert identity(path.parent) == identity(path.parent, training) == identity(path.parent, test[:1]) == as_prepared
+    label = Image.open(training[1]["label"])
+    label.save(training[1]["label"], compress_level=0)
+    assert identity(path.parent, training) == as_prepared
+    label.putpixel((3, 2), 255 - label.getpixel((3, 2)))
+    label.save(training[1]["label"])
+    edited = identity(path.parent, training)
+    assert re.fullmatch(r"mine sha256:\w{64}", edited)
+    assert edited != as_prepared
+    assert identity(path.parent) != as_prepared
+    assert identity(path.parent, test) == as_prepared
+    prepare("mine", tmp_path)
+    assert identity(path.parent, training) == as_prepared
+
+
+def test_a_stack_of_many_pages_is_found_at_once(tmp_path: Path) -> None:
+    """Twenty thousand items, each compared with each, would take minutes."""
+    items = [{"image": f"{number}.png", "label": f"{number}.tif"} for number in range(20_000)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "checksum": "1", "training": items}))
+    start = time.monotonic()
+    assert identity(tmp_path, [{**item, "page": 0} for item in datalist(tmp_path, "training")]) == "mine sha256:1"
+    assert time.monotonic() - start < 10
 
 
 def test_datalists_as_people_have_them(tmp_path: Path) -> None:
