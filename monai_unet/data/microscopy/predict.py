@@ -11,6 +11,7 @@ from monai.data import DataLoader, Dataset, FolderLayout
 from monai.engines import Evaluator
 from monai.transforms import Compose, SaveImaged
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 from monai_unet.data.microscopy.datalist import check_images
 from monai_unet.errors import InputError
@@ -30,6 +31,8 @@ def predict_images(
     overwrite: bool | str = False,
 ) -> None:
     """Predict each image whose results are not all there, and remove what killed runs have left of them.
+
+    A bar in the terminal shows how many are done, and how long the others will take.
 
     Args:
         evaluator: predicts the items of its data loader's `Dataset`.
@@ -56,7 +59,8 @@ def predict_images(
     dataset = cast(Dataset, cast(DataLoader, evaluator.data_loader).dataset)
     layouts = [step.saver.folder_layout for step in postprocessing.transforms if isinstance(step, SaveImaged)]
     bad, there = list[InputError](), 0
-    for number, item in enumerate(dataset.data):
+    bar = tqdm(dataset.data, "predicting", unit="image", disable=None)  # None: unless it is a terminal
+    for number, item in enumerate(bar):
         results = [Path(layout.filename(subject=item["image"])) for layout in layouts]
         try:
             _check_names(item["image"], results)
