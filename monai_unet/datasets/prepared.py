@@ -20,7 +20,7 @@ from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import SUFFIXES
 from monai_unet.errors import InputError
 
-__all__ = ["add_pixels", "checksum_of", "datalist", "hold_out", "identity", "read_document"]
+__all__ = ["add_pixels", "datalist", "hold_out", "identity", "read_document"]
 
 #: the lists that MONAI knows
 LISTS = ("training", "validation", "test")

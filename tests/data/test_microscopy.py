@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import stat
@@ -775,6 +776,18 @@ def test_each_image_has_its_results_and_a_second_run_leaves_them_alone(three: Pa
     assert (out / "c_b.tif").is_file()
     assert len(predict(three, out, overwrite=True)) == 3
     assert (out / "c_a.tif").read_bytes() != b"somebody's day"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_how_long_it_will_take(
+    terminal: bool, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", screen)
+    predict(three, tmp_path / "out")
+    done = re.findall(r"predicting: .*? (\d)/3 \[\d\d:\d\d<(\?|\d\d:\d\d)", screen.getvalue())
+    assert (done[0], done[-1]) == (("0", "?"), ("3", "00:00")) if terminal else screen.getvalue() == ""
 
 
 def test_leftovers_of_a_killed_run_are_removed(three: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +34,7 @@ from monai_unet.data.dicom.series import read_series
 from monai_unet.data.studies.find import find_studies
 from monai_unet.data.studies.predict import StudyWriter, predict_studies
 from monai_unet.data.studies.pseudonyms import Pseudonyms
-from monai_unet.data.studies.study import StudyReader
+from monai_unet.data.studies.study import Study, StudyReader
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
 
@@ -213,6 +215,24 @@ def test_nine_of_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.count("already there") == 9
     predict(root, out, overwrite="true")
     assert all(path.stat().st_mtime_ns > time for path, time in times.items())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_how_long_it_will_take(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of studies that are there already, as of others."""
+    studies = [Study(f"s{n}", f"{n}.nii.gz", (f"{n}.nii.gz",)) for n in range(3)]
+    for study in studies:
+        (tmp_path / f"{study.name}_seg.nii.gz").touch()
+    writer = StudyWriter(tmp_path, segments=[], algorithm={}, reader=StudyReader())
+    data = DataLoader(Dataset([{"image": study.files} for study in studies]))
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", screen)
+    predict_studies(studies, SupervisedEvaluator("cpu", data, network=None), writer)
+    assert bool(re.search(r"predicting: .* 3/3 \[\d\d:\d\d<00:00", screen.getvalue())) == terminal
+    assert terminal or screen.getvalue() == ""
 
 
 def test_rtstruct_on_request(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from monai.data import DataLoader
 from monai.engines import Evaluator
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
@@ -101,7 +102,8 @@ def predict_studies(
     """Predict each study and write its mask; a failed study does not affect the others.
 
     Prints a table. Failures go to ``failures.json`` in the writer's folder, a list of ``study``, ``problem`` and
-    ``cure``; without failures, an older report is removed.
+    ``cure``; without failures, an older report is removed. A bar in the terminal shows how many are done, and how long
+    the others will take.
 
     Args:
         studies: in the order of the items of the evaluator's data loader.
@@ -133,7 +135,8 @@ def predict_studies(
     evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs the texts of errors, which name files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     rows, failures = [], []
-    for number, study in enumerate(studies):
+    bar = tqdm(studies, "predicting", unit="study", disable=None)  # None: unless it is a terminal
+    for number, study in enumerate(bar):
         start = time.monotonic()
         try:
             if study.error is not None:
