@@ -32,6 +32,8 @@ __all__ = ["Fingerprint", "Intensity", "take_fingerprint"]
 
 #: voxels per channel from which the distribution of intensities is measured
 SAMPLED = 2_000_000
+#: objects whose width and gaps are measured, but of each image as many as may be classes
+DETAILED, CLASSES = 10_000, 20
 #: HU; lower values, in air, are those of CT alone
 AIR = -500
 
@@ -205,7 +207,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
             continue
         if label_components:
             sample = sample._replace(label=ndimage.label(sample.label)[0])
-        facts.append(_measure(item, sample, kind, SAMPLED // len(listed), name != "test"))
+        facts.append(_measure(item, sample, kind, name != "test", len(listed)))
     if not items.problems and len(listed) < 4:
         problem = f"{len(listed)} images with labels: too few to train on some, choose by others and test on the rest"
         problems.append(InputError(items.folder, problem, "Add images until there are at least four"))
@@ -216,7 +218,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     labels = [fact.labels for fact in facts]
     reason = "connected components of the labels" if label_components else "as chosen"
     if kind is None and facts:
-        kind, reason = infer_kind(labels, items.class_names)
+        kind, reason = infer_kind(labels, items.class_names, "volumes" in facts[0].form)
     if kind == "instances":
         problems += instance_problems(labels)
     elif facts:
@@ -316,7 +318,7 @@ def _stored(path: Path) -> tuple[str, bool]:
         return "uint16" if deep else "uint8", image.mode not in ("1", "L", "LA", "I", "I;16", "F")
 
 
-def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, limit: int, training: bool) -> _Facts:
+def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, training: bool, of: int) -> _Facts:
     image, label, ignore = sample.image, sample.label, sample.ignore
     counted = label[~ignore]
     if counted.max(initial=0) <= label.size:
@@ -329,7 +331,7 @@ def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, limit: 
     if kind != "instances" and set(values) - {0, UNLABELLED}:
         foreground &= label != UNLABELLED
     boxes = ndimage.find_objects(foreground.astype(np.uint8))
-    found = None if kind == "classes" else measure(label)
+    found = None if kind == "classes" else measure(label, max(DETAILED // of, CLASSES))
     flat = image.reshape(len(image), -1)
     return _Facts(
         path=str(ensure_tuple(item["image"])[0]),
@@ -349,8 +351,8 @@ def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, limit: 
         extent=tuple(part.stop - part.start for part in boxes[0]) if boxes else None,
         objects=found,
         extremes=np.stack([flat.min(1), flat.max(1)], axis=1),
-        intensity=flat[:, _drawn(np.arange(label.size), limit)],
-        foreground=flat[:, _drawn(np.flatnonzero(foreground), limit)],
+        intensity=flat[:, _drawn(np.arange(label.size), SAMPLED // of)],
+        foreground=flat[:, _drawn(np.flatnonzero(foreground), SAMPLED // of)],
         training=training,
     )
 

@@ -25,7 +25,7 @@ class Labels(NamedTuple):
     path: str
     #: the pixels of each value
     counts: dict[int, int]
-    #: the separate pieces of each value but 0, or of many values some, evenly chosen
+    #: the separate pieces of each value but 0, or of some of many values
     pieces: dict[int, int]
 
 
@@ -39,15 +39,17 @@ def class_values(files: Sequence[Labels]) -> list[int]:
     return values if set(values) <= {0, UNLABELLED} else [value for value in values if value != UNLABELLED]
 
 
-def infer_kind(files: Sequence[Labels], names: Mapping[int, str]) -> tuple[str, str]:
+def infer_kind(files: Sequence[Labels], names: Mapping[int, str], volumes: bool = False) -> tuple[str, str]:
     """Infer "instances" or "classes", and say why.
 
-    Classes are one value; values that have names; values in several pieces each; and few values that are the same in
-    most images. All else is instances.
+    Classes are one value; values that have names, more than one of them; values in several pieces each; and few values
+    that are the same in most images: at most 3, because cells that are followed over time keep their numbers, or 20
+    organs. All else is instances.
 
     Args:
         files: all labels.
         names: of classes by value, as far as they are known.
+        volumes: whether they are medical volumes, not microscopy.
 
     >>> infer_kind([Labels("a.png", {0: 80, 1: 9, 2: 9}, {1: 1, 2: 1}), Labels("b.png", {0: 80, 1: 9}, {1: 1})], {})
     ('instances', 'ids 1…2 with one piece each')
@@ -62,12 +64,16 @@ def infer_kind(files: Sequence[Labels], names: Mapping[int, str]) -> tuple[str, 
         separate = sum(counts)
         more = "; instances are possible with --label_components" if separate > len(images) else ""
         return "classes", f"one value besides 0, in {separate} separate pieces{more}"
-    if set(values) <= names.keys() and sum(value > 0 for value in names) > 1:
+    named = [name for value, name in names.items() if value]
+    if set(values) <= names.keys():
         return "classes", f"the values {_text(values)} have names"
     if 2 * counts.count(1) < len(counts):
         return "classes", f"the values {_text(values)} are in several pieces each"
-    same, times = Counter(frozenset(pieces) for pieces in images).most_common(1)[0]
-    if 2 * times > len(images) > 1 and len(same) <= 20:
+    if len(named) == 1:
+        return "instances", f"ids {values[0]}…{values[-1]} of one class, {named[0]}"
+    sets = Counter(frozenset(file.counts.keys() & set(values)) for file in files)
+    same, times = sets.most_common(1)[0]
+    if 2 * times > len(files) > 1 and 0 < len(same) <= (20 if volumes else 3):
         return "classes", f"the same values, {_text(sorted(same))}, in {times} of {len(files)} images"
     return "instances", f"ids {values[0]}…{values[-1]} with one piece each"
 

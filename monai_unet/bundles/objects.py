@@ -12,8 +12,6 @@ from scipy import ndimage
 
 __all__ = ["Objects", "measure"]
 
-#: objects per image, evenly chosen, whose width, gap and pieces are measured
-DETAILED = 100
 #: pixels around an object in which its neighbours are looked for, by dimension
 REACH = {2: 16, 3: 8}
 #: pixels of a box beyond which only every n-th along each axis counts
@@ -29,8 +27,9 @@ class Measures(NamedTuple):
     sizes: list[int]
     #: the boxes of all objects
     extents: list[tuple[int, ...]]
-    #: of at most `DETAILED` objects: the number of separate pieces by value, and of those in one piece ...
+    #: of some objects, the number of separate pieces by value
     pieces: dict[int, int]
+    #: of those that are in one piece
     widths: list[float]
     gaps: list[float]
 
@@ -91,11 +90,15 @@ class Objects:
         )
 
 
-def measure(ids: np.ndarray) -> Measures:
+def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
     """Measure the objects of a label image (H, W) or (D, H, W) of whole numbers, 0 = background.
 
     Width and gap are measured only of values that are in one piece, without specks of less than a tenth of the
     largest: those in several are classes, or masks.
+
+    Args:
+        ids: of the objects.
+        detailed: the objects, from the smallest to the largest, of which more than the size is measured.
 
     >>> ids = np.zeros((20, 20), int)
     >>> ids[2:7, 2:7], ids[2:9, 11:18] = 1, 5
@@ -107,24 +110,28 @@ def measure(ids: np.ndarray) -> Measures:
         values, ids = np.unique(ids, return_inverse=True)
         ids = ids.reshape(ids.shape) + int(values[0] > 0)
         values = values if values[0] == 0 else np.append(0, values)
+    sizes = np.bincount(ids.ravel())
     boxes = [(number, box) for number, box in enumerate(ndimage.find_objects(ids), 1) if box is not None]
-    chosen = set(np.linspace(0, len(boxes) - 1, min(len(boxes), DETAILED)).round().astype(int)) if boxes else set()
     found = Measures([], [], {}, [], [])
-    for index, (number, box) in enumerate(boxes):
+    for number, box in boxes:
+        found.sizes.append(int(sizes[number]))
+        found.extents.append(tuple(part.stop - part.start for part in box))
+    order = np.argsort(found.sizes, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), detailed)).round().astype(int)]
+    for number, box in (boxes[index] for index in sorted(chosen)):
         mask = ids[box] == number
-        found.sizes.append(int(np.count_nonzero(mask)))
-        found.extents.append(mask.shape)
-        if index in chosen:
-            pieces = _pieces(mask)
-            found.pieces[number if values is None else int(values[number])] = pieces
-            if pieces == 1:
-                found.widths.append(_width(mask))
-                found.gaps.append(_gap(ids, box, number))
+        pieces = _pieces(mask)
+        found.pieces[number if values is None else int(values[number])] = pieces
+        if pieces == 1:
+            found.widths.append(_width(mask))
+            found.gaps.append(_gap(ids, box, number))
     return found
 
 
 def _pieces(mask: np.ndarray) -> int:
-    labelled, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    labelled, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    if count == 1:
+        return 1
     sizes = np.bincount(labelled.ravel())[1:]
     return int((10 * sizes >= sizes.max()).sum())
 
@@ -137,7 +144,9 @@ def _thinned(array: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _width(mask: np.ndarray) -> float:
     thin, step = _thinned(mask)
-    return float(step * max(2 * ndimage.distance_transform_edt(np.pad(thin, 1)).max() - 1, 1))
+    framed = np.zeros([length + 2 for length in thin.shape], bool)
+    framed[(slice(1, -1),) * thin.ndim] = thin
+    return float(step * max(2 * ndimage.distance_transform_edt(framed).max() - 1, 1))
 
 
 def _gap(ids: np.ndarray, box: tuple[slice, ...], number: int) -> float:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from monai_unet.bundles.fingerprint import Fingerprint, take_fingerprint
 from monai_unet.bundles.items import find_items
-from monai_unet.bundles.objects import BOX, DETAILED, measure
+from monai_unet.bundles.objects import BOX, measure
 from monai_unet.datasets import prepare
 from monai_unet.datasets.prepared import identity
 from monai_unet.errors import InputError
@@ -227,9 +227,9 @@ def test_many_and_large_objects_take_samples():
     assert found.widths == pytest.approx([39, 500], abs=4)
     assert found.gaps == pytest.approx([10] * 2, abs=4)
     ids = np.kron(np.arange(1, 401).reshape(20, 20), np.pad(np.ones((2, 2), int), 1))
-    found = measure(ids)
+    found = measure(ids, 30)
     assert len(found.sizes) == 400
-    assert len(found.gaps) == DETAILED
+    assert len(found.gaps) == 30
     assert set(found.gaps) == {2.0}
 
 

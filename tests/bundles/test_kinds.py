@@ -1,0 +1,50 @@
+"""What labels are is inferred from their values and pieces; names count more."""
+
+from __future__ import annotations
+
+import pytest
+
+from monai_unet.bundles.kinds import Labels, class_values, infer_kind
+
+
+def labels(*files: dict[int, int]) -> list[Labels]:
+    """Label files by the pieces of their values."""
+    return [Labels(f"{n}.png", {0: 900, **dict.fromkeys(pieces, 9)}, pieces) for n, pieces in enumerate(files)]
+
+
+ORGANS = labels(*[dict.fromkeys(range(1, 8), 1)] * 3, {})
+CELLS = labels({1: 1, 2: 1}, {1: 1, 2: 2, 3: 1}, {4: 1})
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "volumes", "expected"),
+    [
+        (labels({1: 1}, {1: 1}), {}, False, ("classes", "one value besides 0, in 2 separate pieces")),
+        (
+            labels({255: 4}, {}),
+            {},
+            False,
+            (
+                "classes",
+                "one value besides 0, in 4 separate pieces; instances are possible with --label_components",
+            ),
+        ),
+        (CELLS, {}, False, ("instances", "ids 1…4 with one piece each")),
+        (CELLS, {0: "background", 1: "cell"}, False, ("instances", "ids 1…4 of one class, cell")),
+        (CELLS, dict(enumerate("bcdef")), False, ("classes", "the values 1, 2, 3, 4 have names")),
+        (labels({1: 9, 2: 5}, {1: 4, 2: 1}), {}, False, ("classes", "the values 1, 2 are in several pieces each")),
+        (labels({1: 1, 2: 1}, {1: 1, 2: 1}), {}, False, ("classes", "the same values, 1, 2, in 2 of 2 images")),
+        (ORGANS, {}, True, ("classes", "the same values, 1, 2, 3, 4, 5, …, in 3 of 4 images")),
+        (ORGANS, {}, False, ("instances", "ids 1…7 with one piece each")),
+        # what nobody has labelled is no class, but a 255th object is an object
+        (labels({1: 1, 2: 1, 255: 1}, {1: 1, 2: 1}), {}, False, ("classes", "the same values, 1, 2, in 2 of 2 images")),
+        (labels(dict.fromkeys(range(1, 256), 1)), {}, False, ("instances", "ids 1…255 with one piece each")),
+    ],
+)
+def test_kind(files, names, volumes, expected):
+    assert infer_kind(files, names, volumes) == expected
+
+
+def test_255_is_a_class_only_of_masks():
+    assert class_values(labels({255: 1}, {})) == [0, 255]
+    assert class_values(labels({255: 1}, {1: 1})) == [0, 1]
