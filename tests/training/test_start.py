@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 
 import pytest
 import torch
+from ignite.engine import Engine
+from tiny_training import train
 
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
-from monai_unet.training import init_weights
+from monai_unet.training import TrainingStopped, init_weights
 
 
 @pytest.fixture
@@ -70,3 +73,21 @@ def test_none_does_nothing():
     before = network.head.weight.clone()
     init_weights(network, None)
     assert torch.equal(network.head.weight, before)
+
+
+def test_a_resumed_training_goes_on_from_its_own_weights(weights, tmp_path):
+    path = weights(ValidUNet(2, 1, 2, (2, 3, 4)))
+
+    def started(network: ValidUNet) -> ValidUNet:
+        init_weights(network, path)
+        return network
+
+    def stop(engine: Engine) -> None:
+        if engine.state.iteration == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    fresh, whole = train(tmp_path / "fresh", epochs=1), train(tmp_path / "whole", epochs=1, wrap=started)
+    assert fresh[1] != whole[1], "it starts from other weights"
+    with pytest.raises(TrainingStopped) as stopped:
+        train(tmp_path / "parts", epochs=1, wrap=started, on_step=stop)
+    assert {**stopped.value.curve, **train(tmp_path / "parts", epochs=1, wrap=started, resume=True)} == whole
