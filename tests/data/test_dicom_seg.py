@@ -292,3 +292,17 @@ def test_segments_of_other_classes_have_their_names(names: list[str], metadata: 
     codes, series = read(tmp_path / "a")
     write_seg(tmp_path / "seg.dcm", (codes > 5).astype(np.uint8), series, segments, ALGORITHM)
     assert [s.SegmentLabel for s in pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "code"),
+    [
+        ("liver", "Anatomical Structure", ["10200004", "SCT", "Liver"]),
+        ("adrenal_gland", "Anatomical Structure", ["23451007", "SCT", "Adrenal gland"]),
+        ("Necrosis", "Morphologically Abnormal Structure", ["6574001", "SCT", "Necrosis"]),
+        ("my very own structure", "Tissue", ["my very own stru", "99MONAI_UNET", "my very own structure"]),
+    ],
+)
+def test_segments_have_codes_that_dicom_lists(name: str, category: str, code: list[str]) -> None:
+    (segment,) = segments_of({"class_names": ["background", name]}, {})
+    assert (segment["category"][2], segment["type"]) == (category, code)

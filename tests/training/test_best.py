@@ -63,7 +63,10 @@ def test_it_says_what_the_network_is_for_and_how_it_was_trained(tmp_path):
             r"task#spacing#mm is array\(\[1., 1., 1.\]\); a checkpoint keeps numb",
         ),
         ({"channel_names": ["gray", Path("x")]}, r"task#channel_names#1 is .*Path\('x'\); a checkpoint keeps numbers"),
-        ({"class_names": ["background", "a", "b"]}, r"class_names is \['background', 'a', 'b'\]; it must have 2 names"),
+        (
+            {"kind": "classes", "class_names": ["background"]},
+            r"class_names is \['background'\]; it must have 2",
+        ),
     ],
 )
 def test_what_a_checkpoint_cannot_keep_is_refused_before_training(task, message, tmp_path):

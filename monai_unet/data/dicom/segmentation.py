@@ -17,7 +17,9 @@ from monai_unet.files import replacing
 
 __all__ = ["segments_of", "write_seg"]
 
-#: category and type of a structure of which only the name is known, as 3D Slicer codes it
+#: categories of segments (PS3.16 CID 7150)
+ANATOMY = ["123037004", "SCT", "Anatomical Structure"]
+ABNORMAL = ["49755003", "SCT", "Morphologically Abnormal Structure"]
 TISSUE = ["85756007", "SCT", "Tissue"]
 
 
@@ -27,13 +29,14 @@ def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Ma
     Args:
         task: of the checkpoint, as `monai_unet.networks.load_task` gives it; without ``class_names`` the bundle's own.
         metadata: of the bundle, ``metadata.json``: its ``segments``, and its classes in ``network_data_format``.
+            Empty to describe the classes by their names in any case.
 
     Returns:
         Segments from number 1 on, as `write_seg` takes them.
 
     >>> (segment,) = segments_of({"class_names": ["background", "liver"]}, {"segments": [{"label": "Hippocampus"}]})
     >>> segment["label"], segment["type"]
-    ('liver', ['85756007', 'SCT', 'Tissue'])
+    ('liver', ['10200004', 'SCT', 'Liver'])
     """
     names = [str(name) for name in task.get("class_names", [])[1:]]
     outputs = metadata.get("network_data_format", {}).get("outputs", {})
@@ -41,15 +44,21 @@ def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Ma
     own = [str(classes[key]) for key in sorted(classes, key=int) if int(key)]
     if not names or (names == own and "segments" in metadata):
         return list(metadata.get("segments", []))
-    return [
-        {"label": name[:64], "category": TISSUE, "type": TISSUE, "color": _colour(number)}
-        for number, name in enumerate(names)
-    ]
+    return [_segment(name, number) for number, name in enumerate(names)]
 
 
-def _colour(number: int) -> list[int]:
-    """A hue far from those before it, as [red, green, blue]."""
-    return [round(255 * part) for part in colorsys.hsv_to_rgb(0.1 + number * 0.618 % 1, 0.75, 0.9)]
+def _segment(name: str, number: int) -> Mapping[str, Any]:
+    """A segment with SNOMED's code where DICOM lists the name, as written or with its first word last."""
+    from pydicom.sr.codedict import codes
+
+    hue = 0.1 + number * 0.618  # far from those before it
+    segment = {"label": name[:64], "color": [round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.75, 0.9)]}
+    words = [word.capitalize() for word in name.replace("_", " ").split()]
+    for keyword in ("".join(words), "".join(words[1:] + words[:1])):
+        for listed, category in ((codes.cid7192, ANATOMY), (codes.cid7159, ABNORMAL)):
+            if (code := getattr(listed, keyword, None)) is not None:
+                return {**segment, "category": category, "type": [code.value, "SCT", code.meaning]}
+    return {**segment, "category": TISSUE, "type": [name[:16], "99MONAI_UNET", name[:64]]}
 
 
 def write_seg(
