@@ -45,6 +45,13 @@ def _verify(path: Path, expected: str | None, *arrays: np.ndarray) -> None:
         raise InputError(path, problem, "Delete it, and the archive it came from, and run again")
 
 
+def _drawn(split: dict[str, Any], case: str) -> str:
+    """The list of a case, drawn by a hash of (seed, case), so that it does not depend on the other cases."""
+    draw = int(hashlib.sha256(f"{split['seed']}:{case}".encode()).hexdigest()[:13], 16) / 16**13
+    ends = np.cumsum(list(split["shares"].values()))
+    return list(split["shares"])[int(np.searchsorted(ends[:-1], draw, side="right"))]
+
+
 def _slices(card: dict[str, Any], volumes: dict[str, np.ndarray], store: Store) -> Datalists:
     """Write pages as PNG files: Pillow, used by MONAI and MONAI Label, reads only the first page of a stack."""
     for volume in volumes.values():
@@ -160,10 +167,7 @@ def cells(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
 
 
 def decathlon(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
-    """Those pairs of a Medical Segmentation Decathlon task that are in the archive.
-
-    The split of a case is drawn from a hash of (seed, case), so that it does not depend on the other cases.
-    """
+    """Those pairs of a Medical Segmentation Decathlon task that are in the archive."""
     import nibabel as nib
 
     lists: dict[str, list[Any]] = {title: [] for title in card["split"]["shares"]}
@@ -190,18 +194,56 @@ def decathlon(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
         if len(wrong):
             raise InputError(path, f"labels beyond {list(card['labels'])}: {wrong[:5]}", "Delete it and run again")
         store.add_to_checksum(image, label)
-        draw = int(hashlib.sha256(f"{card['split']['seed']}:{case}".encode()).hexdigest()[:13], 16) / 16**13
-        for title, share in card["split"]["shares"].items():
-            if draw < share:
-                lists[title].append({"image": str(image_path), "label": str(path)})
-                break
-            draw -= share
+        lists[_drawn(card["split"], case)].append({"image": str(image_path), "label": str(path)})
     if not any(lists.values()):
         raise InputError(archive, f"it has none of the {len(pairs)} listed pairs", "Delete the folder and run again")
     if absent:
         print(f"{absent} of {len(pairs)} listed pairs are not in the archive")
     if unknown:
         print(f"{unknown} pairs have no checksum in the card: only geometry and labels were checked")
+    return {".": lists}
+
+
+def nuclei(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
+    """Images of the 2018 Data Science Bowl, whose nuclei are one PNG each, merged into one TIFF of ids.
+
+    ``type`` of an item tells how its image was made: gray or coloured, bright or dark background, height × width. A
+    pixel of two nuclei belongs to the one whose file name comes first.
+    """
+    lists: dict[str, list[Any]] = {title: [] for title in card["split"]["shares"]}
+    shared = unknown = 0
+    for folder in sorted(path.parent for path in archive.glob("stage1_train/*/images")):
+        name = folder.name
+        image_path = folder / "images" / f"{name}.png"
+        image, files = _read(image_path), sorted((folder / "masks").glob("*.png"))
+        if image.ndim != 3 or image.shape[2] != 4 or not (image[..., 3] == 255).all():
+            problem = f"pixels of shape {image.shape}, expected opaque RGBA"
+            raise InputError(image_path, problem, "Delete the archive's folder and run again")
+        label = np.zeros(image.shape[:2], np.uint16)
+        for number, file in enumerate(files, start=1):
+            mask = _read(file)
+            if mask.shape != label.shape or not np.isin(mask, (0, 255)).all():
+                problem = f"not a mask of 0 and 255 in the image's shape {label.shape}"
+                raise InputError(file, problem, "Delete the archive's folder and run again")
+            shared += int(np.count_nonzero(mask[label > 0]))
+            label[(mask > 0) & (label == 0)] = number
+        _verify(image_path, card["images"].get(name[:12]), image, label)
+        unknown += name[:12] not in card["images"]
+        store.add_to_checksum(image, label)
+        colour = "gray" if np.ptp(image[..., :3], axis=2).max() == 0 else "coloured"
+        ground = "bright" if np.median(image[..., :3].mean(axis=2)) > 127 else "dark"
+        lists[_drawn(card["split"], name)].append(
+            {
+                "image": str(image_path),
+                "label": store.image(f"labels/{name}.tif", label),
+                "type": f"{colour}, {ground}, {label.shape[0]} × {label.shape[1]}",
+            }
+        )
+    if not any(lists.values()):
+        raise InputError(archive, "there is no image in its stage1_train", "Delete the folder and run again")
+    print(f"{shared} pixels belong to two nuclei; each was given to the first")
+    if unknown:
+        print(f"{unknown} images have no checksum in the card: only shapes and values were checked")
     return {".": lists}
 
 
@@ -233,5 +275,6 @@ LAYOUTS: dict[str, Layout] = {
     "cell_tracking": cell_tracking,
     "cell_phantom": cells,
     "decathlon": decathlon,
+    "data_science_bowl": nuclei,
     "organ_phantom": organs,
 }

@@ -31,7 +31,7 @@ def sha256(*arrays: np.ndarray) -> str:
 
 
 def load(path: Path) -> np.ndarray:
-    """Read the stored pixels of a TIFF, or the stored voxels of a NIfTI file (without its scaling).
+    """Read the stored pixels of a TIFF or PNG, or the stored voxels of a NIfTI file (without its scaling).
 
     >>> import tempfile, tifffile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,6 +43,9 @@ def load(path: Path) -> np.ndarray:
         import nibabel as nib
 
         return np.asanyarray(nib.load(path).dataobj.get_unscaled())  # type: ignore[attr-defined]
+    if path.suffix == ".png":
+        with require("PIL.Image", "microscopy").open(path) as image:
+            return np.asarray(image)
     return np.asarray(require("tifffile", "microscopy").imread(path))
 
 
