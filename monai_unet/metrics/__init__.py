@@ -1,9 +1,11 @@
-"""The measures of the paper's two tables, and two additions to MONAI's metrics for volumes."""
+"""The measures of the paper's two tables, average precision, and two additions to MONAI's metrics for volumes."""
 
 from monai_unet.metrics.cell_tracking import (
+    AveragePrecision,
     CellErrors,
     MergesAndSplits,
     SegMeasure,
+    average_precision,
     det_measure,
     merges_and_splits,
     seg_measure,
@@ -12,6 +14,7 @@ from monai_unet.metrics.isbi import PixelError, RandError, WarpingError, pixel_e
 from monai_unet.metrics.volumes import PerClass, SurfaceMetricHandler
 
 __all__ = [
+    "AveragePrecision",
     "CellErrors",
     "MergesAndSplits",
     "PerClass",
@@ -20,6 +23,7 @@ __all__ = [
     "SegMeasure",
     "SurfaceMetricHandler",
     "WarpingError",
+    "average_precision",
     "det_measure",
     "merges_and_splits",
     "pixel_error",

@@ -1,8 +1,8 @@
-"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), and merged cells, which the weight map prevents.
+"""SEG and DET of the Cell Tracking Challenge (Table 2 of the paper), average precision, and merged and split cells.
 
-SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959. All measures start from
-the pixels shared by reference and predicted objects, counted once per image. `py-ctcmetrics` gives the same numbers for
-files on disk.
+SEG: Maška et al. 2014, Bioinformatics 30:1609; DET: Matula et al. 2015, PLoS ONE 10:e0144959; average precision:
+Caicedo et al. 2019, Nat. Methods 16:1247. All measures start from the pixels shared by reference and predicted objects,
+counted once per image. `py-ctcmetrics` gives the same SEG and DET for files on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from monai.utils import convert_to_numpy
 
 from monai_unet.options import parse_choice
 
-__all__ = ["CellErrors", "MergesAndSplits", "SegMeasure", "det_measure", "merges_and_splits", "seg_measure"]
+__all__ = [
+    "AveragePrecision",
+    "CellErrors",
+    "MergesAndSplits",
+    "SegMeasure",
+    "average_precision",
+    "det_measure",
+    "merges_and_splits",
+    "seg_measure",
+]
 
 Frames = NdarrayOrTensor | Sequence[NdarrayOrTensor]
 
@@ -36,6 +45,12 @@ class _Overlaps(NamedTuple):
     def matched(self) -> np.ndarray:
         """(pairs,) whether the pair shares more than half of the reference object; at most one pair per object does."""
         return 2 * self.shared > self.reference_size[self.reference]
+
+    @property
+    def jaccard(self) -> np.ndarray:
+        """(pairs,) the Jaccard index of each pair, intersection over union."""
+        sizes = self.reference_size[self.reference] + self.prediction_size[self.prediction]
+        return self.shared / (sizes - self.shared)
 
 
 def _instances(name: str, image: NdarrayOrTensor) -> np.ndarray:
@@ -86,9 +101,13 @@ def _per_frame(reference: Frames, prediction: Frames, ignore: Frames | None) -> 
 
 def _seg_sum(overlaps: _Overlaps) -> tuple[float, int]:
     """The sum of the matches' Jaccard indices, and the number of reference objects."""
-    sizes = overlaps.reference_size[overlaps.reference] + overlaps.prediction_size[overlaps.prediction]
-    jaccard = overlaps.shared / (sizes - overlaps.shared)
-    return float(jaccard[overlaps.matched].sum()), len(overlaps.reference_size)
+    return float(overlaps.jaccard[overlaps.matched].sum()), len(overlaps.reference_size)
+
+
+def _precision_sum(overlaps: _Overlaps) -> tuple[float, int]:
+    """The number of objects found, and that of found, missed and surplus objects together."""
+    found = int((overlaps.jaccard > 0.5).sum())  # of one object at most one pair is above 0.5
+    return found, len(overlaps.reference_size) + len(overlaps.prediction_size) - found
 
 
 def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
@@ -142,6 +161,24 @@ def det_measure(reference: Frames, prediction: Frames, ignore: Frames | None = N
     return 1 - min(cost, 10 * objects) / (10 * objects) if objects else float("nan")
 
 
+def average_precision(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
+    """Compute the average precision at IoU 0.5 of the 2018 Data Science Bowl: TP / (TP + FP + FN).
+
+    An object is found (TP) if its intersection over union with a predicted object is above 0.5; other reference objects
+    are missed (FN), other predicted objects are surplus (FP). Arguments and errors as for `seg_measure`; a predicted
+    object that reaches out of ``ignore`` counts with the rest of it.
+
+    Returns:
+        a number in [0, 1], over all objects of all frames together; NaN if there is no object at all.
+
+    >>> average_precision(np.array([[1, 1, 0, 2, 2]]), np.array([[7, 7, 0, 8, 0]]))  # 8 covers just half of 2
+    0.3333333333333333
+    """
+    sums = [_precision_sum(overlaps) for overlaps in _per_frame(reference, prediction, ignore)]
+    objects = sum(count for _, count in sums)
+    return sum(found for found, _ in sums) / objects if objects else float("nan")
+
+
 class MergesAndSplits(NamedTuple):
     """Numbers of merged and of split reference cells, as `merges_and_splits` counts them.
 
@@ -188,7 +225,29 @@ def _frames(
     return [(r[0], p[0], r[1] if len(r) == 2 else None) for p, r in zip(y_pred, y, strict=True)]
 
 
-class SegMeasure(CumulativeIterationMetric):
+class _Pooled(CumulativeIterationMetric):
+    """A sum over the objects of each image and what it is divided by; the image's quotient, and that of all sums."""
+
+    def _sums(self, overlaps: _Overlaps) -> tuple[float, int]:
+        raise NotImplementedError
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        sums = [self._sums(overlaps) for frame in _frames(y_pred, y) for overlaps in _per_frame(*frame)]
+        return torch.tensor(sums, dtype=torch.float64)
+
+    def get_buffer(self) -> torch.Tensor | None:
+        sums = super().get_buffer()
+        return None if sums is None else sums[:, :1] / sums[:, 1:]
+
+    def aggregate(self) -> torch.Tensor:
+        sums = super().get_buffer()
+        if sums is None:
+            raise ValueError(f"{type(self).__name__} has seen no image: call it before aggregate().")
+        total = sums.sum(dim=0)
+        return total[0] / total[1]
+
+
+class SegMeasure(_Pooled):
     """Compute `seg_measure` over batches, as a MONAI metric.
 
     Called with ``y_pred``, (B, 1, *spatial) predicted instance ids, and ``y``, (B, 1, *spatial) reference ids, or
@@ -206,20 +265,27 @@ class SegMeasure(CumulativeIterationMetric):
     tensor(0.5000, dtype=torch.float64)
     """
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        sums = [_seg_sum(overlaps) for frame in _frames(y_pred, y) for overlaps in _per_frame(*frame)]
-        return torch.tensor(sums, dtype=torch.float64)
+    def _sums(self, overlaps: _Overlaps) -> tuple[float, int]:
+        return _seg_sum(overlaps)
 
-    def get_buffer(self) -> torch.Tensor | None:
-        sums = super().get_buffer()
-        return None if sums is None else sums[:, :1] / sums[:, 1:]
 
-    def aggregate(self) -> torch.Tensor:
-        sums = super().get_buffer()
-        if sums is None:
-            raise ValueError("SegMeasure has seen no image: call it before aggregate().")
-        total = sums.sum(dim=0)
-        return total[0] / total[1]
+class AveragePrecision(_Pooled):
+    """Compute `average_precision` over batches, as a MONAI metric that is called like `SegMeasure`.
+
+    ``aggregate()`` returns it over all objects of all images, float64; ``get_buffer()`` that of each image, float64
+    (N, 1), NaN if neither reference nor prediction has an object.
+
+    Raises:
+        ValueError: as `SegMeasure`.
+
+    >>> metric, reference = AveragePrecision(), torch.tensor([[[[1, 1, 0, 2]]]])
+    >>> sums = metric(y_pred=torch.tensor([[[[5, 5, 5, 0]]]]), y=reference)
+    >>> metric.aggregate()
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    def _sums(self, overlaps: _Overlaps) -> tuple[float, int]:
+        return _precision_sum(overlaps)
 
 
 class CellErrors(CumulativeIterationMetric):

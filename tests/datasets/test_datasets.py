@@ -7,12 +7,14 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +141,7 @@ def pixels(path: str) -> np.ndarray:
 
 def test_cards_are_complete() -> None:
     known = cards()
-    names = {"isbi2012", "em_phantom", "dic_c2dh_hela", "phc_c2dh_u373", "cell_phantom", "msd_hippocampus"}
+    names = {"isbi2012", "em_phantom", "dic_c2dh_hela", "phc_c2dh_u373", "cell_phantom", "msd_hippocampus", "bbbc038"}
     assert names <= set(known)
     for name, one in known.items():
         assert {"description", "licence", "citation", "labels", "folder", "kind", "split"} <= set(one), name
@@ -148,10 +150,13 @@ def test_cards_are_complete() -> None:
             assert re.match(r"https://\S+\.(zip|tar)$", one["url"])
             assert "doi:10." in one["citation"]
     assert len(known["msd_hippocampus"]["pairs"]) == 200
+    assert len(known["bbbc038"]["images"]) == 322
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'isbi'; known: cell_phantom, dic_c2dh_hela, em_phantom"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'isbi'; known: bbbc038, cell_phantom, dic_c2dh_hela, em_phantom"
+    ):
         prepare("isbi")
 
 
@@ -574,6 +579,69 @@ def test_bad_decathlon_archives(task: dict[str, Any], tmp_path: Path) -> None:
         prepare("mine", tmp_path)
 
 
+# --- the Data Science Bowl -----------------------------------------------------------------------------------------
+
+
+def photograph(folder: Path, image: np.ndarray, *masks: np.ndarray) -> Path:
+    """An image as RGBA, and one PNG per nucleus."""
+    opaque = np.full((*image.shape[:2], 1), 255, np.uint8)
+    for part, number, array in [
+        ("images", folder.name, np.concatenate([image.astype(np.uint8), opaque], axis=2)),
+        *(("masks", f"{number}", np.where(mask, 255, 0).astype(np.uint8)) for number, mask in enumerate(masks)),
+    ]:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / part / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def bowl(card: dict[str, Any], tmp_path: Path) -> Path:
+    """An archive of one dark gray image of two overlapping nuclei, and of one bright coloured image without any."""
+    card.update(kind="data_science_bowl", folder="here/Bowl", images={})
+    card["split"] = {"seed": 1, "shares": {"training": 1.0, "test": 0.0}}
+    folder = tmp_path / "here" / "Bowl" / "stage1_train"
+    rows = np.arange(6)[:, None] + np.zeros(5)
+    photograph(folder / "a", np.full((6, 5, 3), 9), rows < 3, (rows >= 2) & (rows < 4))
+    photograph(folder / "b", np.full((4, 7, 3), [250, 240, 90]))
+    return folder
+
+
+def test_masks_of_nuclei_are_merged_and_images_typed(bowl: Path, tmp_path: Path, capsys: Any) -> None:
+    items = load(prepare("mine", tmp_path), "training")
+    assert [item["type"] for item in items] == ["gray, dark, 6 × 5", "coloured, bright, 4 × 7"]
+    assert Path(items[0]["image"]) == bowl / "a" / "images" / "a.png"
+    ids = tifffile.imread(items[0]["label"])
+    assert ids.dtype == np.uint16
+    assert ids[:, 0].tolist() == [1, 1, 1, 2, 0, 0]  # the row of both nuclei is the first one's
+    assert not tifffile.imread(items[1]["label"]).any()
+    printed = capsys.readouterr().out
+    assert "5 pixels belong to two nuclei; each was given to the first" in printed
+    assert "2 images have no checksum in the card: only shapes and values were checked" in printed
+
+
+def test_bad_archives_of_nuclei(bowl: Path, card: dict[str, Any], tmp_path: Path) -> None:
+    card["images"] = {"a": "0123"}
+    with pytest.raises(InputError, match=r"a.png: wrong checksum of the pixels: expected 0123, got \w{64}"):
+        prepare("mine", tmp_path)
+    mask = bowl / "a" / "masks" / "1.png"
+    Image.fromarray(np.full((6, 5), 7, np.uint8)).save(mask)
+    with pytest.raises(InputError, match=r"1.png: not a mask of 0 and 255 in the image's shape \(6, 5\)"):
+        prepare("mine", tmp_path)
+    mask.write_bytes(b"")
+    with pytest.raises(InputError, match=r"1.png: damaged file"):
+        prepare("mine", tmp_path)
+    image = bowl / "a" / "images" / "a.png"
+    Image.fromarray(np.zeros((6, 5), np.uint8)).save(image)
+    with pytest.raises(InputError, match=r"a.png: pixels of shape \(6, 5\), expected opaque RGBA"):
+        prepare("mine", tmp_path)
+    Image.fromarray(np.zeros((6, 5, 4), np.uint8)).save(image)
+    with pytest.raises(InputError, match=r"a.png: pixels of shape \(6, 5, 4\), expected opaque RGBA"):
+        prepare("mine", tmp_path)
+    shutil.rmtree(bowl)
+    with pytest.raises(InputError, match="there is no image in its stage1_train"):
+        prepare("mine", tmp_path)
+
+
 # --- the prepared folder ---
 
 
@@ -708,6 +776,18 @@ def test_real_archives(tmp_path: Path) -> None:
     ]
     item = load(tmp_path / "isbi2012" / "dataset.json", "test")[0]
     assert Path(item["image"]).name == "train-volume-24.png"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MONAI_UNET_DATA" not in os.environ, reason="needs the real archives in $MONAI_UNET_DATA")
+def test_the_split_of_nuclei_by_image_type(tmp_path: Path) -> None:
+    path = prepare("bbbc038", output=tmp_path)
+    counts = {
+        title: Counter(item["type"] for item in load(path, title)) for title in ("training", "validation", "test")
+    }
+    assert [sum(count.values()) for count in counts.values()] == [229, 31, 62]
+    frequent = {kind for kind, number in sum(counts.values(), Counter()).items() if number >= 6}
+    assert all(frequent <= set(count) for count in counts.values())
 
 
 def test_the_organ_phantom_is_the_same_as_nifti_and_as_dicom(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from scipy import ndimage
 
-from monai_unet.metrics import CellErrors, SegMeasure, det_measure, merges_and_splits, seg_measure
+from monai_unet.metrics import (
+    AveragePrecision,
+    CellErrors,
+    SegMeasure,
+    average_precision,
+    det_measure,
+    merges_and_splits,
+    seg_measure,
+)
 
 
 def drawn(*rows: str) -> np.ndarray:
@@ -128,6 +136,57 @@ def test_det_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reference", "prediction", "found", "missed", "surplus"),
+    [
+        ("111.222", "777.888", 2, 0, 0),
+        ("111.222", "777....", 1, 1, 0),
+        ("111.222", "7779888", 2, 0, 1),
+        ("1111222", "5555555", 1, 1, 0),  # merged: the larger one covers 4 of 7
+        ("111.222", "5555555", 0, 2, 1),  # merged: 3 of 7
+        ("111111", "222333", 0, 1, 2),  # split in halves: each is just half
+        ("111111", "222233", 1, 0, 1),
+        ("11..", "1111", 0, 1, 1),  # an index of 0.5 is not above 0.5
+        ("111..", "11111", 1, 0, 0),
+        ("....", "1.2.", 0, 0, 2),
+    ],
+)
+def test_average_precision_by_hand(reference: str, prediction: str, found: int, missed: int, surplus: int) -> None:
+    value = average_precision(drawn(reference), drawn(prediction))
+    assert value == pytest.approx(found / (found + missed + surplus))
+
+
+def test_average_precision_pools_frames_and_leaves_out_what_is_to_be_ignored() -> None:
+    two, one, none = drawn("11.22"), drawn("11..."), drawn(".....")
+    assert average_precision([two, one], [drawn("77..."), drawn("99.88")]) == pytest.approx(2 / 4)
+    assert average_precision([none, one], [none, one]) == 1
+    assert math.isnan(average_precision(none, none))
+    assert average_precision(one, two) == 1 / 2
+    assert average_precision(one, two, drawn("...11")) == 1
+    assert average_precision(one, two, drawn("....1")) == 1 / 2  # half of the surplus object is scored
+    assert average_precision(one, one, drawn("11111")) == 1  # the reference always counts
+
+
+def shifted(reference: np.ndarray) -> np.ndarray:
+    """A shift by one pixel; two objects merged, one lost."""
+    prediction = np.roll(reference, 1, axis=-1)
+    ids = np.unique(reference[reference > 0])
+    prediction[prediction == ids[0]] = ids[-1]
+    return np.where(prediction == ids[2], 0, prediction)
+
+
+def test_average_precision_equals_a_count_over_all_pairs() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        reference = random_instances(rng, (40, 50), 12)
+        prediction = shifted(reference)
+        cells = [reference == i for i in np.unique(reference[reference > 0])]
+        others = [prediction == i for i in np.unique(prediction[prediction > 0])]
+        found = sum(any((a & b).sum() > 0.5 * (a | b).sum() for b in others) for a in cells)
+        assert 0 < found <= len(others) < len(cells)
+        assert average_precision(reference, prediction) == found / (len(cells) + len(others) - found)
+
+
+@pytest.mark.parametrize(
     ("reference", "prediction", "merged", "split"),
     [
         ("111.222", "111.222", 0, 0),
@@ -198,7 +257,7 @@ BAD = [
 
 @pytest.mark.parametrize(("reference", "prediction", "ignore", "message"), BAD)
 def test_bad_input_is_refused(reference, prediction, ignore, message) -> None:
-    for function in (seg_measure, det_measure, merges_and_splits):
+    for function in (seg_measure, det_measure, merges_and_splits, average_precision):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(reference, prediction, ignore)
 
@@ -206,19 +265,19 @@ def test_bad_input_is_refused(reference, prediction, ignore, message) -> None:
 def test_metric_over_batches_equals_the_function_on_the_frames() -> None:
     rng = np.random.default_rng(1)
     references = [random_instances(rng, (30, 30), 8) for _ in range(3)] + [np.zeros((20, 25), np.uint16)]
-    predictions = [disturbed(rng, r) for r in references[:3]] + [np.ones((20, 25), np.uint16)]
-    ignores = [rng.random(r.shape) < 0.3 for r in references]
+    predictions = [disturbed(rng, references[0]), *map(shifted, references[1:3]), np.ones((20, 25), np.uint16)]
+    ignores = [*(rng.random(r.shape) < 0.3 for r in references[:3]), np.ones((20, 25), bool)]
     y_pred = [torch.tensor(p.astype(np.int32))[None] for p in predictions]
     y = [torch.tensor(np.stack([r, i]).astype(np.float32)) for r, i in zip(references, ignores, strict=True)]
+    for metric, measure in ((SegMeasure(), seg_measure), (AveragePrecision(), average_precision)):
+        metric(torch.stack(y_pred[:2]), torch.stack(y[:2]))
+        metric(y_pred[2:], y[2:])
+        expected = measure(references, predictions, ignores)
+        assert 0 < expected != measure(references, predictions)
+        assert metric.aggregate().item() == pytest.approx(expected, abs=1e-12)
+        alone = [measure(*case) for case in zip(references, predictions, ignores, strict=True)]
+        assert metric.get_buffer()[:, 0].tolist() == pytest.approx(alone, abs=1e-12, nan_ok=True)
     metric = SegMeasure()
-    metric(torch.stack(y_pred[:2]), torch.stack(y[:2]))
-    metric(y_pred[2:], y[2:])
-    expected = seg_measure(references, predictions, ignores)
-    assert expected != seg_measure(references, predictions)
-    assert metric.aggregate().item() == pytest.approx(expected, abs=1e-12)
-    alone = [seg_measure(*case) for case in zip(references, predictions, ignores, strict=True)]
-    assert metric.get_buffer()[:, 0].tolist() == pytest.approx(alone, abs=1e-12, nan_ok=True)
-    metric.reset()
     metric(y_pred[3:], [y[3][:1]])
     assert math.isnan(metric.aggregate())
 
