@@ -219,7 +219,7 @@ def nuclei(card: dict[str, Any], archive: Path, store: Store) -> Datalists:
         if image.ndim != 3 or image.shape[2] != 4 or not (image[..., 3] == 255).all():
             problem = f"pixels of shape {image.shape}, expected opaque RGBA"
             raise InputError(image_path, problem, "Delete the archive's folder and run again")
-        label = np.zeros(image.shape[:2], np.uint16)
+        label: np.ndarray = np.zeros(image.shape[:2], np.uint16)
         for number, file in enumerate(files, start=1):
             mask = _read(file)
             if mask.shape != label.shape or not np.isin(mask, (0, 255)).all():
