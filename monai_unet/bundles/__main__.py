@@ -1,4 +1,4 @@
-"""`python -m monai_unet.bundles options BUNDLE [CONFIG]`: list the options of a bundle."""
+"""`python -m monai_unet.bundles`: `new` plans and writes a bundle for a data set, `options` lists one's options."""
 
 from __future__ import annotations
 
@@ -18,13 +18,46 @@ def main(arguments: list[str] | None = None) -> int:
     one = commands.add_parser("options", help="list the options of a config, with defaults and meaning")
     one.add_argument("bundle", type=Path, help="its folder, or its name in the folder bundles")
     one.add_argument("config", nargs="?", default="train", help="train (the default), inference, evaluate ...")
+    new = commands.add_parser("new", help="write a bundle for the images and labels of a folder")
+    new.add_argument("name", help="of the bundle: a new folder")
+    new.add_argument(
+        "--dataset_dir", required=True, help="images/ and labels/, imagesTr/ and labelsTr/, or dataset.json"
+    )
+    new.add_argument("--output", default=".", help="folder of the bundle (default: the working folder)")
+    new.add_argument("--kind", choices=("instances", "classes"), help="of the labels (default: inferred from them)")
+    new.add_argument("--memory", type=float, metavar="GiB", help="of a training step (default: half of what is free)")
+    new.add_argument("--minutes", type=float, help="of the training on this machine (default: 60)")
+    new.add_argument("--label_components", action="store_true", help="instances are the separate pieces of masks")
     chosen = parser.parse_args(arguments)
-    bundle = chosen.bundle if chosen.bundle.is_dir() else Path("bundles") / chosen.bundle
     try:
-        found = options(bundle / "configs" / f"{chosen.config.removesuffix('.yaml')}.yaml")
+        return _new(chosen) if chosen.command == "new" else _options(chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _new(chosen: argparse.Namespace) -> int:
+    from monai_unet.bundles.new import new_bundle  # torch takes seconds to import
+
+    folder, plan = new_bundle(
+        chosen.name,
+        chosen.dataset_dir,
+        chosen.output,
+        chosen.kind,
+        chosen.memory,
+        chosen.minutes,
+        chosen.label_components,
+    )
+    for name, (value, why) in plan.settings.items():
+        print(f"{name:<18} {value}   {why}")
+    print(f"\n{folder} is written. Train it:\n  python -m monai.bundle run --bundle_root {folder}", end=" ")
+    print(f"--config_file {folder}/configs/train.yaml")
+    return 0
+
+
+def _options(chosen: argparse.Namespace) -> int:
+    bundle = chosen.bundle if chosen.bundle.is_dir() else Path("bundles") / chosen.bundle
+    found = options(bundle / "configs" / f"{chosen.config.removesuffix('.yaml')}.yaml")
     heading, indent = "", " " * 26
     for option in found:
         if option.heading != heading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import math
 import re
@@ -14,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from monai_unet.bundles.options import GIVEN
 from monai_unet.errors import InputError
 
 __all__ = ["check_options"]
@@ -64,7 +66,13 @@ def _configs(folder: Path) -> Iterator[dict[str, Any]]:
     """The top-level keys of each config in a folder, with their values."""
     for path in sorted(folder.glob("*.yaml")):
         content = ConfigParser.load_config_file(path)
-        yield {re.split("#|::", key.lstrip("+"))[0]: value for key, value in content.items()}
+        yield {re.split("#|::", key.lstrip("+"))[0]: _default(value) for key, value in content.items()}
+
+
+def _default(value: Any) -> Any:
+    """The value of an option; of one that the checkpoint's own replaces, what counts without one."""
+    given = GIVEN.fullmatch(value) if isinstance(value, str) else None
+    return ast.literal_eval(given[1]) if given else value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -13,6 +13,8 @@ __all__ = ["Option", "options"]
 
 #: a key at the top, the start of its value, a comment
 KEY = re.compile(r"\+?(\w+):(?: +([^# ].*?)| +\S)?(?: +# (.*))?$")
+#: a value that the checkpoint's own replaces
+GIVEN = re.compile(r"\$@task\.get\('\w+', (.+)\)")
 HEADING = re.compile(r"# --- (.+?):? ---$")
 
 
@@ -64,6 +66,8 @@ def options(config: str | os.PathLike[str]) -> list[Option]:
                     break
                 if default[0] in "\"'":  # of a value that continues on the next line, the first line is enough
                     default = default[1:].removesuffix(default[0])
+                if given := GIVEN.fullmatch(default):
+                    default = given[1]
                 before = found.get(name, Option(name, "", "", heading))
                 meaning = comment or above or before.meaning
                 found[name] = Option(name, default, meaning, before.heading)

@@ -84,9 +84,9 @@ def test_a_tile_without_augmentation_is_the_middle_of_its_volume(data, tmp_path)
     assert item["image"].shape == (1, *(t + 2 * margin for t in tile))
     inner = item["image"][0, margin:-margin, margin:-margin, margin:-margin]
     np.testing.assert_allclose(inner, whole["image"][0][middle], atol=1e-5)
-    assert torch.equal(item["label"][0], torch.as_tensor(whole["label"][0][middle]))
-    assert set(item["label"].unique().tolist()) == {0, 1, 2}
-    assert torch.equal(item["weight"], torch.tensor(weights)[item["label"].long()])
+    assert torch.equal(item["classes"][0], torch.as_tensor(whole["label"][0][middle]))
+    assert set(item["classes"].unique().tolist()) == {0, 1, 2}
+    assert torch.equal(item["weight"], torch.tensor(weights)[item["classes"].long()])
 
 
 def test_evaluation_gives_scores_per_volume_per_part_and_overall(trained, data, tmp_path, capsys):

@@ -218,7 +218,7 @@ def test_a_microscopy_mask_is_upright_and_that_of_the_command_line(name, write, 
 def test_colour_images_are_served_where_the_bundle_takes_them(bundle, tmp_path):
     folder = bundle(CELLS, channels=3)
     file = folder / "configs" / "inference.yaml"
-    file.write_text(file.read_text().replace("in_channels: 1 ", "in_channels: 3 "))
+    file.write_text(file.read_text().replace("in_channels: $@task.get('in_channels', 1)", "in_channels: 3"))
     image = png(tmp_path / "image", np.stack([picture((70, 83), seed) for seed in range(3)], axis=-1))
     mask, _ = Server(folder)(image)
     on_the_command_line(folder, image, tmp_path / "out")
@@ -260,7 +260,7 @@ def test_weights_of_another_network_are_an_error_before_any_answer(name, bundle)
     torch.save(ValidUNet(dims, 1, 2, (2, 3)).state_dict(), folder / "models" / "model.pt")
     with pytest.raises((InputError, RuntimeError)) as error:
         Server(folder)
-    assert f"the network has spatial_dims = {dims}, and {5 - dims} is needed" in str(_bottom(error.value))
+    assert f"it was trained on {dims}-D images, and the bundle takes {5 - dims}-D images" in str(_bottom(error.value))
 
 
 def _bottom(error: BaseException) -> BaseException:

@@ -1,0 +1,372 @@
+"""From a fingerprint to a plan: the few numbers that follow from the data, the memory and the minutes at hand."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from monai_unet.bundles.fingerprint import Fingerprint
+from monai_unet.bundles.plan import PAPER_2D, PAPER_3D, Plan, Setting
+from monai_unet.errors import InputError
+from monai_unet.inferers import OverlapTileInferer
+from monai_unet.memory import available_bytes, measured_bytes
+from monai_unet.networks import ValidUNet
+from monai_unet.training.step_memory import step_bytes
+from monai_unet.transforms import RandElasticDeformationd
+
+__all__ = ["Cost", "decide"]
+
+#: channels of the top level to choose from: the paper's, and its halves
+WIDTHS = (64, 32, 16)
+#: fewer steps than these teach a network little: it is narrower, or the tile smaller, where they would not fit
+ENOUGH_STEPS = 1500
+#: more than the paper's 30,000 never helped
+MOST_STEPS = 30_000
+#: validations in a training
+VALIDATIONS = 10
+#: deepest network, by dimension: the paper's in 2-D; in 3-D its fourth level hardly ever has context to see
+DEEPEST = {2: 4, 3: 3}
+#: output voxels per axis of the largest tile, by dimension: the paper's, and as much work in 3-D
+LARGEST = {2: 388, 3: 68}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step costs here, measured.
+
+    >>> Cost(seconds=0.5, augmentation=0.1, validation=20, bytes=2**30, device="cpu").steps(minutes=10)
+    666
+    """
+
+    seconds: float
+    #: seconds to draw and deform a tile
+    augmentation: float
+    #: seconds of all validations together
+    validation: float
+    bytes: int
+    device: str
+
+    def steps(self, minutes: float) -> int:
+        """The steps that fit into so many minutes, validations included."""
+        return int(max(60 * minutes - VALIDATIONS * self.validation, 0) / (self.seconds + self.augmentation))
+
+
+def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, minutes: float | None = None) -> Plan:
+    """Plan a bundle for a data set.
+
+    Args:
+        name: of the bundle.
+        fingerprint: of the data set.
+        memory: GiB that a training step may take; None for half of what is free.
+        minutes: that the training may take on this machine; None for an hour.
+
+    Raises:
+        InputError: instances in NIfTI files; no network fits into the memory.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from monai_unet.bundles.fingerprint import take_fingerprint
+    >>> from monai_unet.bundles.items import find_items
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(4):
+    ...         ids = np.zeros((48, 48), np.uint8)
+    ...         ids[3:9, 3:9], ids[20 : 25 + number, 3:9] = 1, 2
+    ...         for name in ("images", "labels"):
+    ...             Path(folder, name).mkdir(exist_ok=True)
+    ...             Image.fromarray(ids).save(f"{folder}/{name}/{number}.png")
+    ...     plan = decide("spots", take_fingerprint(find_items(folder), "instances"), minutes=1)
+    >>> plan.settings["min_size"]
+    Setting(value=15, why='pixels; half of the smallest of 8 labelled objects')
+    """
+    volumes = fingerprint.modality != "microscopy"
+    if volumes and fingerprint.kind == "instances":
+        problem = "instances in volumes of NIfTI or NRRD files are not planned for"
+        raise InputError(fingerprint.name, problem, "Save images and labels as TIFF stacks, or choose --kind classes")
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    free = available_bytes(device) or 8 << 30
+    settings = {**(PAPER_2D if fingerprint.spatial_dims == 2 else PAPER_3D)}
+    for key in ("momentum", "validation_items"):
+        settings.pop(key, None)
+    settings |= _image(fingerprint, volumes)
+    settings |= _levels(fingerprint, volumes)
+    settings |= _labels(fingerprint)
+    settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes or 60, device)
+    cost = _measure(fingerprint, settings, device)
+    settings |= _augmentation(fingerprint, settings, volumes) | _schedule(cost, minutes)
+    names = fingerprint.class_names
+    plan = Plan(
+        name=name,
+        kind=fingerprint.kind,
+        dims=fingerprint.spatial_dims,
+        volumes=volumes,
+        channel_names=fingerprint.channel_names,
+        class_names=names,
+        modality=fingerprint.modality,
+        settings=settings,
+        colour=fingerprint.colour,
+        masks=fingerprint.label_values == [0, 255],
+        sparse=True,
+        components=fingerprint.label_components,
+        split="test" if fingerprint.items.get("test") else "validation",
+        subject=f"the data set {fingerprint.name}, as planned from it",
+    )
+    if fingerprint.objects:
+        plan = replace(plan, reach=2 ** math.ceil(math.log2(max(2 * max(fingerprint.objects.extent), 256))))
+    return plan
+
+
+def _image(fingerprint: Fingerprint, volumes: bool) -> dict[str, Setting]:
+    """What the network sees of an image."""
+    found = {"in_channels": Setting(fingerprint.channels, ", ".join(fingerprint.channel_names))}
+    if volumes:
+        spacing = [_rounded(length) for length in fingerprint.spacing or [1.0] * fingerprint.spatial_dims]
+        why = "mm, of the voxels that the network sees: the median; axes right, anterior, superior"
+        found["spacing"] = Setting(spacing, why)
+        if fingerprint.modality == "CT":
+            inside = (fingerprint.foreground or fingerprint.intensity)[0]
+            window = [math.floor(inside.low), math.ceil(inside.high)]
+            found["window"] = Setting(window, "HU: the percentiles 0.5 and 99.5 of the labelled voxels")
+            found["mean"] = Setting(_rounded(inside.mean), "HU, of the labelled voxels")
+            found["std"] = Setting(_rounded(inside.std or 1), "HU, of the labelled voxels")
+    elif fingerprint.spacing:
+        stated = sum(fingerprint.items.values()) - fingerprint.unknown_spacing
+        why = f"µm per axis: the median of the {stated} images that state it"
+        found["pixel_size_um"] = Setting([_rounded(length) for length in fingerprint.spacing], why)
+        why = "true: an image whose own pixel size differs by more than a tenth is rescaled, and the result scaled back"
+        found["rescale"] = Setting(True, why)
+    return found
+
+
+def _levels(fingerprint: Fingerprint, volumes: bool) -> dict[str, Setting]:
+    """The depth of the network, and which axes its levels leave alone."""
+    dims = fingerprint.spatial_dims
+    size = np.median(fingerprint.sizes, axis=0)
+    spacing = np.array(fingerprint.spacing or [1.0] * dims) if dims == 3 else np.ones(2)
+    wanted = 2 * max(fingerprint.objects.extent) if fingerprint.objects else math.inf
+    for depth in range(DEEPEST[dims], 0, -1):
+        kernels, strides = _spared(spacing, depth)
+        network = ValidUNet(dims, 1, 2, [1] * (depth + 1), kernel_size=kernels, strides=strides)
+        margin = np.broadcast_to(network.margin, dims)
+        shallower = ValidUNet(dims, 1, 2, [1] * depth).margin if depth > 2 else 0
+        if (margin <= 0.75 * size).all() and np.max(shallower) < wanted:
+            break
+    text = "as much as objects need" if fingerprint.objects else "the deepest where it stays within the images"
+    why = f"{depth + 1} levels, with {' × '.join(map(str, dict.fromkeys(margin.tolist())))} pixels of context, {text}"
+    found = {"features": Setting([1] * (depth + 1), why)}
+    if dims == 3 and any(1 in kernel for kernel in kernels):
+        why = f"per level and axis: 1 spares the axes with voxels {spacing.max() / spacing.min():.1f} times as long"
+        found["kernel_size"] = Setting(kernels, f"{why}, until all are about as long")
+        found["strides"] = Setting(strides, "of the pooling below each level, likewise")
+    return found
+
+
+def _spared(spacing: np.ndarray, depth: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Kernels and strides per level: 1 along axes whose voxels are more than twice as long as the shortest there."""
+    kernels, strides, current = [], [], spacing.astype(float)
+    for _ in range(depth + 1):
+        coarse = current > 2 * current.min()
+        kernels.append([1 if axis else 3 for axis in coarse])
+        strides.append([1 if axis else 2 for axis in coarse])
+        current = current * strides[-1]
+    return kernels, strides[:-1]
+
+
+def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
+    """Weights of the classes, and the rules by which foreground becomes instances."""
+    objects = fingerprint.objects
+    if objects is None:
+        shares = np.array(fingerprint.shares)
+        weights = np.sqrt(shares.max() / shares.clip(min=shares.max() / 25))
+        why = "per class, the root of how much rarer than the most frequent one it is; at most 5"
+        return {"class_weights": Setting([_rounded(weight) for weight in weights], why)}
+    count, unit = objects.count, "pixels" if fingerprint.spatial_dims == 2 else "voxels"
+    smallest = objects.smallest
+    at = f"half of the smallest of {count} labelled objects"
+    if 20 * smallest < objects.median:  # specks in the labels
+        smallest = objects.sizes[len(objects.sizes) // 100]
+        at = f"half of the smallest but for 1 % of {count} labelled objects"
+    width = objects.median_width
+    ridge = 1 if width < 30 else 3 if width < 80 else 5
+    sigma = _rounded(min(5, max(1, width / 10)))
+    neck = int(min(objects.smallest_width / 4, 12))
+    return {
+        "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:g} wide"),
+        "sigma_border": Setting(sigma, f'{unit}: a tenth of the width; §3: "σ ≈ 5 pixels", of cells 100 pixels wide'),
+        "min_size": Setting(max(int(smallest / 2), 1), f"{unit}; {at}"),
+        "fill_holes": Setting(True, "an object has none"),
+        "grow": Setting(ridge + 1, f"{unit}; a ridge up to this wide is given back to the objects that it separates"),
+        "neck": Setting(
+            neck, f"{unit}; objects joined by less than twice this are split: half the width of the narrowest object"
+        ),
+    }
+
+
+def _size(
+    fingerprint: Fingerprint, settings: Mapping[str, Setting], memory: float, minutes: float, device: torch.device
+) -> dict[str, Setting]:
+    """Width and tile: the widest network on the largest tile for which memory and minutes suffice."""
+    dims, levels = fingerprint.spatial_dims, len(settings["features"].value)
+    size = np.median(fingerprint.sizes, axis=0)
+    spacing = np.array(fingerprint.spacing or [1.0] * dims) if dims == 3 else np.ones(dims)
+    cube = LARGEST[dims] * spacing.prod() ** (1 / dims) / spacing  # as long along each axis
+    candidates = []
+    for shrink, width in product((1.0, 0.7, 0.5), WIDTHS):
+        network = _network(fingerprint, settings, [width * 2**level for level in range(levels)])
+        tile = [
+            network.output_size(network.input_size(int(max(n, 1)), axis), axis)
+            for axis, n in enumerate(np.minimum(size, shrink * cube))
+        ]
+        shape = [network.input_size(n, axis) for axis, n in enumerate(tile)]
+        candidates.append((network, tile, shape, step_bytes(network, (1, fingerprint.channels, *shape))))
+    fitting = [candidate for candidate in candidates if candidate[-1] <= memory]
+    if not fitting:
+        problem = f"it is {memory / 2**30:.2g} GiB, and the smallest step here takes {candidates[-1][-1] / 2**30:.2g}"
+        raise InputError("--memory", problem, "Give more, or train on another machine")
+    smallest, _, shape, _ = fitting[-1]
+    rate = _work(smallest, shape) / _step_seconds(smallest, shape, device)[0]
+    network, tile, shape, _ = next(
+        (found for found in fitting if 60 * minutes * rate / _work(found[0], found[2]) >= ENOUGH_STEPS), fitting[-1]
+    )
+    why = f"{settings['features'].why}; as wide as {minutes:g} minutes and {memory / 2**30:.1f} GiB allow"
+    return {
+        "features": Setting(list(network.features), why),
+        "norm": Setting("batch", "the 3-D paper's; trains in fewer steps than without"),
+        "dropout": Setting(0.2 if dims == 2 else 0, "a narrower network overfits less than the paper's"),
+        "tile_size": Setting(
+            tile if dims == 3 else tile[0], f"output per axis; the input tile is {' × '.join(map(str, shape))}"
+        ),
+    }
+
+
+def _network(fingerprint: Fingerprint, settings: Mapping[str, Setting], features: Sequence[int]) -> ValidUNet:
+    kernels = {name: settings[name].value for name in ("kernel_size", "strides") if name in settings}
+    outputs = 2 if fingerprint.kind == "instances" else len(fingerprint.class_names)
+    return ValidUNet(fingerprint.spatial_dims, fingerprint.channels, outputs, features, norm="batch", **kernels)
+
+
+def _work(network: ValidUNet, shape: Sequence[int]) -> float:
+    """Multiplications of a step: each pixel of each level with its weights."""
+    total, n = 0.0, np.array(shape, float)
+    for level, features in enumerate(network.features):
+        taps = math.prod(network.kernel_size[level])
+        total += 4 * features**2 * taps * n.prod()
+        if level < network.depth:
+            n = n / network.strides[level]
+    return total
+
+
+def _step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device) -> tuple[float, int]:
+    """Seconds of a training step without augmentation, the second of two, and the bytes that it takes."""
+    network = network.to(device).train()
+    optimizer = torch.optim.Adam(network.parameters())
+    image = torch.randn(1, network.in_channels, *shape, device=device)
+    outputs = [network.output_size(n, axis) for axis, n in enumerate(shape)]
+    target = torch.zeros(1, *outputs, dtype=torch.long, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(network(image), target).backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    taken = measured_bytes(step, device) or 0
+    return _seconds(step, device), taken
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the work takes; on a CPU as if nothing else ran there."""
+    if device.type == "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start = time.process_time()
+    work()
+    return (time.process_time() - start) / torch.get_num_threads()
+
+
+def _measure(fingerprint: Fingerprint, settings: Mapping[str, Setting], device: torch.device) -> Cost:
+    """Measure a step, the deformation of a tile, and the validation of an image of median size."""
+    features, tile = settings["features"].value, settings["tile_size"].value
+    network = _network(fingerprint, settings, features)
+    dims = network.spatial_dims
+    tiles = [tile] * dims if isinstance(tile, int) else tile
+    shape = [network.input_size(n, axis) for axis, n in enumerate(tiles)]
+    seconds, taken = _step_seconds(network, shape, device)
+    size = [int(n) for n in np.median(fingerprint.sizes, axis=0)]
+    item: dict[Hashable, Tensor] = {"image": torch.randn(fingerprint.channels, *size)}
+    item |= {key: torch.zeros(1, *size) for key in ("classes", "weight")}
+    modes = ["bicubic" if dims == 2 else "bilinear", "nearest", "bilinear"]
+    deform = RandElasticDeformationd(
+        keys=list(item), mode=modes, grid_size=3, sigma=5, rotate_range=0.3, random_center=True, spatial_size=shape
+    )
+    augmentation = _seconds(lambda: deform(item), device)
+    infer = OverlapTileInferer(tile_size=tiles)
+    with torch.no_grad():
+        whole = _seconds(lambda: infer(item["image"][None].to(device), network.eval()), device)
+    validation = whole * max(fingerprint.items.get("validation", 0), 1)
+    return Cost(seconds, augmentation, validation, taken, device.type)
+
+
+def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], volumes: bool) -> dict[str, Setting]:
+    dims, tile = fingerprint.spatial_dims, settings["tile_size"].value
+    spacing = np.array(fingerprint.spacing or [1.0] * dims)
+    found = {"scale_range": Setting(0.1, "objects of other sizes: not in the paper")}
+    if dims == 2:
+        sigma = _rounded(10 * (tile + 184) / 572)
+        found["elastic_sigma"] = Setting(sigma, '"10 pixels standard deviation", of a tile of 572')
+        return found
+    coarse = spacing > 2 * spacing.min()
+    around = [0.0 if coarse.any() and not axis else 0.26 for axis in coarse]
+    if not volumes:
+        around = [float(np.pi) if number == 0 else 0.0 for number in range(dims)]
+    why = "radians about each axis: within the slices" if not all(around) else "radians about each axis, 15°"
+    found["rotate_range"] = Setting(around, why)
+    found["elastic_grid"] = Setting(3, "a coarse grid, as in 2015")
+    if volumes:
+        sigma = _rounded(2 * spacing.min())
+        found["elastic_sigma"] = Setting(
+            sigma, "mm, two of the shorter voxels: half of the paper's, for a short training"
+        )
+    else:
+        sides = [_rounded(2 * spacing.min() / length) for length in spacing]
+        found["elastic_sigma"] = Setting(sides, "voxels per axis; half of the paper's, for a short training")
+    words = {name: set(re.split(r"[ _]", name.lower())) for name in fingerprint.class_names}
+    sided = [name for name in words if words[name] & {"left", "right", "l", "r"}]
+    flips: Any = [0.5, 0.5, 0.5] if not volumes else [0 if sided else 0.5, 0, 0]
+    why = "mirroring: not in the paper" if not volumes else "left and right swapped: not in the paper"
+    found["flip_prob"] = Setting(flips, f"never: {sided[0]!r} would be on the other side" if sided else why)
+    if min(fingerprint.shares) < 0.1:
+        why = "a third of the tiles is around a voxel of a random class, as in nnU-Net: the rarest fills "
+        found["foreground_prob"] = Setting(0.33, f"{why}{min(fingerprint.shares):.2%}")
+    return found
+
+
+def _schedule(cost: Cost, minutes: float | None) -> dict[str, Setting]:
+    steps = min(max(cost.steps(minutes or 60), 2 * VALIDATIONS), MOST_STEPS)
+    each = max(min(100, steps // VALIDATIONS), 1)
+    epochs = max(steps // each, 1)
+    per = cost.seconds + cost.augmentation
+    why = f"{epochs * each:,} steps of {per:.2g} s: {epochs * each * per / 60:.0f} minutes and the validations, on the "
+    return {
+        "learning_rate": Setting(0.001, "Adam's usual one"),
+        "max_epochs": Setting(epochs, f"{why}{cost.device} that planned this"),
+        "steps_per_epoch": Setting(each, "training steps"),
+        "val_interval": Setting(max(1, round(epochs / VALIDATIONS)), "epochs"),
+    }
+
+
+def _rounded(number: float) -> float:
+    """To three digits, as people write them."""
+    return float(f"{float(number):.3g}")

@@ -1,0 +1,84 @@
+"""A page of pictures of a data set: samples with their labels, and how intensities and sizes are distributed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_unet.bundles.fingerprint import Fingerprint
+from monai_unet.bundles.plan import Plan
+from monai_unet.data import CheckedVolumeReader, MicroscopyReader
+from monai_unet.options import require
+from monai_unet.tracking.pictures import edges
+
+#: samples, and pixels of each
+SAMPLES, SIZE = 6, 320
+BARS = 64
+
+
+def write_page(folder: Path, plan: Plan, fingerprint: Fingerprint, items: Sequence[Mapping[str, Any]]) -> None:
+    """Write samples.png, histograms.png and fingerprint.json into a folder.
+
+    Args:
+        folder: the bundle's docs.
+        plan: tells readers and kind.
+        fingerprint: of the data set.
+        items: to choose the samples from.
+    """
+    pillow = require("PIL.Image", "microscopy")
+    (folder / "fingerprint.json").write_text(json.dumps(fingerprint.to_dict(), indent=1) + "\n", encoding="utf-8")
+    chosen = [items[index] for index in np.linspace(0, len(items) - 1, min(SAMPLES, len(items))).round().astype(int)]
+    panels, values = [], []
+    for item in chosen:
+        image, label = (_read(plan, item[key], key == "label") for key in ("image", "label"))
+        values.append([channel.ravel()[:: max(channel.size // 10_000, 1)] for channel in image])
+        if image.ndim == 4:  # the page with most foreground
+            busiest = int(label[0].reshape(label.shape[1], -1).astype(bool).sum(1).argmax())
+            image, label = image[:, busiest], label[:, busiest]
+        panels.append(_sample(image, label[0]))
+    pillow.fromarray(_grid(panels)).save(folder / "samples.png")
+    charts = [_bars(np.concatenate([each[channel] for each in values])) for channel in range(plan.channels)]
+    if fingerprint.objects:
+        charts.append(_bars(np.log10(fingerprint.objects.sizes)))
+    pillow.fromarray(_grid(charts)).save(folder / "histograms.png")
+
+
+def _read(plan: Plan, path: Any, label: bool) -> np.ndarray:
+    if plan.volumes:
+        reader: Any = CheckedVolumeReader()
+        array = np.asarray(reader.get_data(reader.read(path))[0])
+        return np.moveaxis(array, -1, 0)[None] if array.ndim == 3 else np.moveaxis(array, -2, 1)
+    reader = MicroscopyReader(1 if label else None, label=label)
+    return reader.get_data(reader.read(path))[0]
+
+
+def _sample(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The image, and beside it the same with outlines; every n-th pixel of large ones."""
+    step = max(1, max(label.shape) // SIZE)
+    shown = np.moveaxis(image[:, ::step, ::step], 0, -1).astype(np.float64)
+    shown = shown if shown.shape[-1] == 3 else shown[..., :1].repeat(3, axis=-1)
+    low, high = np.percentile(shown, (0.5, 99.5))
+    shown = (255 * ((shown - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    outlined = shown.copy()
+    outlined[edges(label[::step, ::step])] = (255, 0, 0)
+    return np.hstack([shown, outlined])
+
+
+def _bars(values: np.ndarray) -> np.ndarray:
+    """A histogram, white on black, between the percentiles 0.5 and 99.5."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    counts, _ = np.histogram(values, BARS, (low, max(high, low + 1e-6)))
+    heights = (SIZE // 2 * counts / max(counts.max(), 1)).round().astype(int)
+    drawn = np.arange(SIZE // 2, 0, -1)[:, None] <= heights
+    return np.repeat(np.repeat(255 * drawn.astype(np.uint8), SIZE // BARS, axis=1)[..., None], 3, axis=2)
+
+
+def _grid(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """One below the other, on black."""
+    width = max(panel.shape[1] for panel in panels)
+    rows = [np.pad(panel, ((2, 2), (2, width - panel.shape[1] + 2), (0, 0))) for panel in panels]
+    return np.vstack(rows)
