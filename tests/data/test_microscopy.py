@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
@@ -369,10 +370,16 @@ def test_time_stays_time(tmp_path: Path, form: str, seconds: float | None, dtype
 class Czi:
     """As czifile opens a file; the file's bytes after the magic are the number of scenes."""
 
-    axes, xml = "STCZYX0", "<I><Metadata><Scaling><Items>{}</Items></Scaling></Metadata></I>"
+    xml = "<I><Metadata><Scaling><Items>{}</Items></Scaling></Metadata></I>"
 
     def __init__(self, path: Path) -> None:
-        self.shape = (path.read_bytes()[10], 1, 1, 3, 40, 30, 1)
+        self.filtered_subblock_directory = [
+            SimpleNamespace(axes=self.axes, start=(scene, 0, 0, z, 0, 0, 0))
+            for scene in range(4, 4 + path.read_bytes()[10])
+            for z in range(3)
+        ]
+
+    axes = "STCZYX0"
 
     def __enter__(self) -> Any:
         return self
@@ -382,7 +389,8 @@ class Czi:
 
     def asarray(self, max_workers: int) -> np.ndarray:
         assert max_workers == 1, "czifile's threads swallow exceptions"
-        return np.stack([RAMP, RAMP + 1, RAMP + 2]).reshape(self.shape)
+        (scene,) = {block.start[0] for block in self.filtered_subblock_directory}
+        return np.stack([RAMP, RAMP + 1, RAMP + 2]).reshape(1, 1, 1, 3, 40, 30, 1) + (scene - 4) * 100
 
     def metadata(self) -> str:
         size = '<Distance Id="{}"><Value>{}</Value></Distance>'
@@ -392,14 +400,16 @@ class Czi:
 class Lif(Czi):
     """As liffile opens a file."""
 
-    dims, name = ("T", "Y", "X"), "Series 1"
+    dims, number = ("T", "Y", "X"), 0
     coords: ClassVar = {"T": np.arange(3.0), "Y": np.arange(40) * 5e-7, "X": np.arange(30) * 2.5e-7}
 
     def __init__(self, path: Path) -> None:
-        self.images = [self] * path.read_bytes()[10]
+        self.images = [copy.copy(self) for _ in range(path.read_bytes()[10])]
+        for number, image in enumerate(self.images):
+            image.number, image.name = number, f"Series {number + 7}"
 
     def asarray(self) -> np.ndarray:
-        return np.stack([RAMP, RAMP + 1, RAMP + 2])
+        return np.stack([RAMP, RAMP + 1, RAMP + 2]) + 100 * self.number
 
 
 class Nd2(Czi):
@@ -408,8 +418,8 @@ class Nd2(Czi):
     def __init__(self, path: Path) -> None:
         self.sizes = {"P": path.read_bytes()[10], "Z": 3, "Y": 40, "X": 30}
 
-    def asarray(self) -> np.ndarray:
-        return np.stack([RAMP, RAMP + 1, RAMP + 2])[None]
+    def asarray(self, position: int) -> np.ndarray:
+        return np.stack([RAMP, RAMP + 1, RAMP + 2])[None] + 100 * position
 
     def voxel_size(self) -> Any:
         return namedtuple("VoxelSize", "x y z")(0.25, 0.5, 3.0)
@@ -437,7 +447,16 @@ def test_files_of_zeiss_leica_and_nikon(tmp_path: Path, suffix: str, monkeypatch
     pages = np.nan if suffix == "lif" else 3.0
     assert meta["pixel_size_um"] == pytest.approx(np.array([pages, 0.5, 0.25]), nan_ok=True)
     assert ("frame_interval_s" in meta) == (suffix == "lif")
-    rejects(tmp_path / f"two.{suffix}", "2 scenes or positions.*Save the one to be segmented as a file of its own")
+    first, second = ("1 (Series 7)", "2 (Series 8)") if suffix == "lif" else ("1", "2")
+    listed, two = re.escape(f"{first}, {second}"), tmp_path / f"two.{suffix}"
+    cure = f"Choose one, in a prediction with --scene 1, in a datalist as two#1.{suffix}"
+    rejects(two, f"2 scenes or positions: {listed}. {cure}")
+    for number in (1, 2):
+        (chosen,) = list_images(two, scene=str(number))
+        assert chosen == {"image": str(tmp_path / f"two#{number}.{suffix}")}
+        assert np.array_equal(read(Path(chosen["image"]))[0], array + 100 * (number - 1))
+    with pytest.raises(InputError, match=f"two.{suffix}: it has no scene 3, only {listed}. Choose one of these"):
+        read(tmp_path / f"two#3.{suffix}")
 
 
 def test_an_lsm_is_read_without_its_thumbnail(tmp_path: Path) -> None:
@@ -479,7 +498,37 @@ def test_several_scenes_are_not_silently_the_first(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
         for _ in range(2):
             file.write(RAMP)
-    rejects(tmp_path / "a.ome.tif", r"2 images of shapes \(40, 30\), \(40, 30\). Save each as a file of its own")
+    rejects(tmp_path / "a.ome.tif", r"2 scenes or positions: 1 \(.*40 x 30\), 2 \(.*--scene 1, .* as a.ome#1.tif")
+
+
+def test_a_chosen_position_is_read_checked_and_gives_its_results_its_name(three: Path, tmp_path: Path) -> None:
+    for file in three.iterdir():
+        file.unlink()
+    with tifffile.TiffWriter(three / "a.ome.tif") as file:
+        file.write(RAMP)
+        file.write(RAMP[:20] + 9)
+    for number, image in enumerate((RAMP, RAMP[:20] + 9), 1):
+        assert np.array_equal(read(three / f"a.ome#{number}.tif")[0][0], image)
+        assert predict(three, tmp_path / "out", scene=number) == [f"a.ome#{number}.tif"]
+        assert tifffile.imread(tmp_path / "out" / f"a.ome#{number}_a.tif").shape[1:] == image.shape
+    assert predict(three, tmp_path / "out", scene=2) == [], "it is there"
+    with pytest.raises(InputError, match=r"a.ome.tif: it has no scene 3, only 1 \(.*\), 2 \(.*\). Choose one of these"):
+        predict(three, tmp_path / "out", scene=3)
+    with pytest.raises(InputError, match="--scene: it is 'Series 1'. Give the number of a scene, from 1 on"):
+        list_images(three, scene="Series 1")
+
+
+def test_a_number_in_a_name_is_no_scene_where_there_is_such_a_file(tmp_path: Path) -> None:
+    """And of a file of one image the first scene is that image, the second an error."""
+    tifffile.imwrite(tmp_path / "a#2.tif", RAMP)
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "b.png")
+    assert np.array_equal(read(tmp_path / "a#2.tif")[0][0], RAMP)
+    assert read(tmp_path / "b#1.png")[0].shape == (1, 4, 5)
+    for name, file in (("b#2.png", "b.png"), ("a#2#2.tif", "a#2.tif")):
+        with pytest.raises(InputError, match=f"{file}: it has no scene 2, only 1. Choose one of these"):
+            read(tmp_path / name)
+    with pytest.raises(InputError, match="c.tif: there is no such file"):
+        read(tmp_path / "c#1.tif")
 
 
 def test_pixel_size_of_a_stack(tmp_path: Path) -> None:
@@ -639,7 +688,7 @@ def test_unsupported_layouts(tmp_path: Path) -> None:
     with tifffile.TiffWriter(path) as file:
         file.write(RAMP)
         file.write(RAMP[:5])
-    rejects(path, r"2 images of shapes \(40, 30\), \(5, 30\)")
+    rejects(path, r"2 scenes or positions: 1 \(40 x 30\), 2 \(5 x 30\)")
     tifffile.imwrite(path, np.zeros((5, 4), np.complex64))
     rejects(path, "complex64 values. Save magnitude or phase")
     tifffile.imwrite(path, np.zeros((5, 4, 4), np.uint8), photometric="separated")
@@ -741,13 +790,13 @@ class Bright(SimpleInferer):
         return torch.cat([-inputs, inputs], 1)
 
 
-def predict(folder: Path, out: Path, overwrite: bool = False) -> list[str]:
+def predict(folder: Path, out: Path, overwrite: bool = False, scene: int | None = None) -> list[str]:
     """Predict a folder as a bundle does; the names of the images that reached the network."""
     writer = functools.partial(MicroscopyWriter, overwrite=overwrite)
     save = {"writer": writer, "output_dir": out, "output_ext": ".tif", "separate_folder": False, "print_log": False}
     steps = [SaveImaged("pred", output_postfix="a", **save), SaveImaged("pred", output_postfix="b", **save)]
     load = Compose([LoadImaged("image", MicroscopyReader), NormalizeIntensityd("image")])
-    loader = DataLoader(Dataset(list_images(folder, out), load), batch_size=1)
+    loader = DataLoader(Dataset(list_images(folder, out, scene=scene), load), batch_size=1)
     inferer, postprocessing = Bright(), Compose(steps)
     inferer.seen = []
     engine = SupervisedEvaluator("cpu", loader, torch.nn.Identity(), inferer=inferer, postprocessing=postprocessing)

@@ -18,6 +18,7 @@ from scipy import ndimage
 from monai_unet.data.channels import CHANNEL, group_channels, missing_channel
 from monai_unet.data.decoded import keeping_decoded
 from monai_unet.data.microscopy.reader import LARGE, OUT_OF_SCOPE, SUFFIXES, MicroscopyReader
+from monai_unet.data.microscopy.scenes import name_scene
 from monai_unet.data.microscopy.tiff import PREDICT
 from monai_unet.errors import InputError, raise_problems
 
@@ -234,7 +235,9 @@ def _holds_several_channels(file: Path) -> bool:
         return False  # reading it as an image will give the error
 
 
-def list_images(path: object, output_dir: object = None, channels: int | None = 1) -> list[dict[str, str]]:
+def list_images(
+    path: object, output_dir: object = None, channels: int | None = 1, scene: object = None
+) -> list[dict[str, str]]:
     """List the images of a folder (not of its subfolders), or the one file, as a MONAI datalist.
 
     For a network of two channels, x_0000.tif and x_0001.tif are the image x.tif, which `MicroscopyReader` knows how to
@@ -244,6 +247,7 @@ def list_images(path: object, output_dir: object = None, channels: int | None = 
         path: of the folder or file. The number that a command line makes of the name 20240501 is understood.
         output_dir: where predictions go.
         channels: the channels the network takes; 1 for one that takes colours, which are in one file.
+        scene: of each file, where they hold several: its number, from 1 on. Results are named after file#number.
 
     Returns:
         ``[{"image": path}, ...]`` in natural order (slice 2 before slice 10); hidden files are left out.
@@ -251,7 +255,7 @@ def list_images(path: object, output_dir: object = None, channels: int | None = 
     Raises:
         InputError: no such path, no image in the folder, two images that differ only in the suffix (their results
             would share a name), a missing channel, predictions that would go into the folder itself, OME-Zarr and whole
-            slides.
+            slides, a scene that is no number.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -290,4 +294,6 @@ def list_images(path: object, output_dir: object = None, channels: int | None = 
     for one, two in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
         if one.stem == two.stem:
             raise InputError(two, f"differs from {one.name} only in the suffix", "Rename one of the two")
-    return [{"image": str(file)} for file in files]
+    if scene is not None and not str(scene).isdecimal():
+        raise InputError("--scene", f"it is {scene!r}", "Give the number of a scene, from 1 on")
+    return [{"image": str(file if scene is None else name_scene(file, int(str(scene))))} for file in files]

@@ -20,6 +20,7 @@ from monai.utils.misc import ensure_tuple
 
 from monai_unet.data.channels import channel_files
 from monai_unet.data.decoded import Decoded, decoded_once
+from monai_unet.data.microscopy.scenes import choose_scene, scene_of
 from monai_unet.data.microscopy.tiff import PREDICT, RECOPY, TIFF_MAGIC, drop_opaque_alpha, load_tiff
 from monai_unet.data.microscopy.vendors import VENDORS
 from monai_unet.errors import InputError
@@ -51,6 +52,9 @@ class MicroscopyReader(ImageReader):
     file does not state it) and an affine with the pixel size on its diagonal, in array order (1 where unknown); of a
     series over time, ``frame_interval_s`` too. The plain resolution of a TIFF counts only up to 21 µm per pixel (1200
     dpi); above that it is an editor's print resolution.
+
+    Where a file holds several scenes or positions, plate#2.lif, if there is no such file, is the second of plate.lif;
+    results are then named after it.
 
     Args:
         channels: the channels the network takes; None for any number. Where it takes several, a.tif stands for the
@@ -123,6 +127,7 @@ class MicroscopyReader(ImageReader):
 
 def _decode(path: Path, label: bool) -> Decoded:
     """Decode and check one file: array ``(C, H, W)`` or ``(C, Z, H, W)``, and µm per axis "Z", "Y", "X"."""
+    path, scene = scene_of(path)
     suffix = path.suffix.lower()
     if suffix in OUT_OF_SCOPE:
         problem = "OME-Zarr and whole-slide images are not read here"
@@ -145,10 +150,11 @@ def _decode(path: Path, label: bool) -> Decoded:
         raise InputError(path, f"not a PNG, JPEG or TIFF image (it starts with {head[:8]!r})", "Convert it to TIFF")
     try:
         if vendor is not None:
-            decoded = vendor(path)
+            decoded = vendor(path, scene)
         elif head.startswith(TIFF_MAGIC):
-            decoded = load_tiff(path, label)
+            decoded = load_tiff(path, label, scene)
         else:
+            choose_scene(path, [""], scene)
             decoded = Decoded(_load_png_or_jpeg(path, label), {})
     except (InputError, ImportError, MemoryError):
         raise

@@ -12,6 +12,7 @@ import numpy as np
 
 from monai_unet.data.decoded import Decoded
 from monai_unet.data.microscopy.pixel_size import pixel_sizes
+from monai_unet.data.microscopy.scenes import choose_scene
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
@@ -24,8 +25,10 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATIONS = {1: "", 2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 
 
-def load_tiff(path: Path, label: bool = False) -> Decoded:
+def load_tiff(path: Path, label: bool = False, scene: int | None = None) -> Decoded:
     """Decode a TIFF that holds one image or one stack, upright, and as displayed unless it is a label.
+
+    Of several images, ``scene`` chooses one by its number, from 1 on.
 
     Returns:
         ``(C, H, W)`` or ``(C, Z, H, W)`` in the file's dtype, and µm per axis "Z", "Y", "X" where the file states it;
@@ -47,11 +50,14 @@ def load_tiff(path: Path, label: bool = False) -> Decoded:
             raise InputError(path, "whole-slide images are not read here", PREDICT)
         images = own_series(tif)
         _check_complete(path, tif, images)
-        series, page = images[0], images[0].keyframe
         if len({(s.shape, s.dtype, s.axes, s.keyframe.photometric) for s in images}) > 1 or (
-            len(images) > 1 and (tif.is_ome or series.ndim > 3)
+            len(images) > 1 and (tif.is_ome or images[0].ndim > 3)
         ):
-            raise InputError(path, several_images(images), "Save each as a file of its own")
+            scenes = [", ".join(filter(None, (s.name, " x ".join(map(str, s.shape))))) for s in images]
+            images = [images[choose_scene(path, scenes, scene)]]
+        else:
+            choose_scene(path, [""], scene)
+        series, page = images[0], images[0].keyframe
         if series.dtype.kind == "c":
             raise InputError(path, f"{series.dtype} values", "Save magnitude or phase as a real image")
         array, axes = series.asarray(), series.axes

@@ -11,23 +11,21 @@ from xml.etree import ElementTree
 import numpy as np
 
 from monai_unet.data.decoded import Decoded
+from monai_unet.data.microscopy.scenes import choose_scene
 from monai_unet.data.microscopy.tiff import arrange
-from monai_unet.errors import InputError
 from monai_unet.options import require
 
 __all__ = ["VENDORS"]
 
 
-def _one(path: Path, scenes: int, names: str = "") -> None:
-    if scenes != 1:
-        problem = f"{scenes} scenes or positions" + (f": {names}" if names else "")
-        raise InputError(path, problem, "Save the one to be segmented as a file of its own, for example as OME-TIFF")
-
-
-def _load_czi(path: Path) -> Decoded:
+def _load_czi(path: Path, scene: int | None) -> Decoded:
     with require("czifile", "vendors").CziFile(path) as czi, warnings.catch_warnings():
         warnings.simplefilter("error")  # czifile only warns of a tile that it cannot place
-        _one(path, dict(zip(czi.axes, czi.shape, strict=True)).get("S", 1))
+        blocks = czi.filtered_subblock_directory
+        scenes = [dict(zip(block.axes, block.start, strict=True)).get("S", 0) for block in blocks]
+        numbers = sorted(set(scenes))
+        number = numbers[choose_scene(path, [""] * len(numbers), scene)]
+        czi.filtered_subblock_directory = [b for b, s in zip(blocks, scenes, strict=True) if s == number]
         array = czi.asarray(max_workers=1)  # its threads swallow exceptions
         distances = ElementTree.fromstring(czi.metadata()).iterfind(".//Scaling/Items/Distance")
         metres = {one.get("Id", ""): one.findtext("Value") for one in distances}
@@ -35,20 +33,19 @@ def _load_czi(path: Path) -> Decoded:
     return _decoded(path, array, axes, {axis: 1e6 * float(value or math.nan) for axis, value in metres.items()})
 
 
-def _load_lif(path: Path) -> Decoded:
+def _load_lif(path: Path, scene: int | None) -> Decoded:
     with require("liffile", "vendors").LifFile(path) as lif:
         images = list(lif.images)
-        _one(path, len(images), ", ".join(image.name for image in images[:4]))
-        (image,) = images
+        image = images[choose_scene(path, [image.name for image in images], scene)]
         steps = {axis: 1e6 * float(abs(at[1] - at[0])) for axis, at in image.coords.items() if len(at) > 1}
         return _decoded(path, image.asarray(), "".join(image.dims), steps)
 
 
-def _load_nd2(path: Path) -> Decoded:
+def _load_nd2(path: Path, scene: int | None) -> Decoded:
     with require("nd2", "vendors").ND2File(path) as nd2:
-        _one(path, nd2.sizes.get("P", 1))
+        position = choose_scene(path, [""] * nd2.sizes.get("P", 1), scene)
         sizes = {axis.upper(): float(value) for axis, value in nd2.voxel_size()._asdict().items()}
-        return _decoded(path, nd2.asarray(), "".join(nd2.sizes), sizes)
+        return _decoded(path, nd2.asarray(position), "".join(nd2.sizes), sizes)
 
 
 def _decoded(path: Path, array: np.ndarray, axes: str, micrometres: dict[str, float]) -> Decoded:
@@ -58,7 +55,7 @@ def _decoded(path: Path, array: np.ndarray, axes: str, micrometres: dict[str, fl
 
 
 #: how a file begins, and its loader
-VENDORS: dict[bytes, Callable[[Path], Decoded]] = {
+VENDORS: dict[bytes, Callable[[Path, int | None], Decoded]] = {
     b"ZISRAWFILE": _load_czi,
     b"\x70\0\0\0": _load_lif,
     b"\xda\xce\xbe\x0a": _load_nd2,
