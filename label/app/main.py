@@ -115,11 +115,12 @@ class Infer(BundleInferTask):  # type: ignore[misc]
 
 
 class Train(BundleTrainTask):  # type: ignore[misc]
-    """Continue training the served weights, at their own width, with the compact recipe."""
+    """Continue training the served weights, at their own width, with the compact recipe if the bundle has one."""
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
         super().__init__(path, conf, load_strict=True)
-        self.bundle_config_path = [self.bundle_config_path, str(Path(path) / "configs" / "compact.yaml")]
+        compact = Path(path) / "configs" / "compact.yaml"
+        self.bundle_config_path = [self.bundle_config_path, *([str(compact)] if compact.is_file() else [])]
         self.recipe = ConfigParser()
         self.recipe.read_config(self.bundle_config_path)
         self.request: dict[str, Any] = {}

@@ -198,11 +198,11 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
         at = f"half of the smallest but for 1 % of {count} labelled objects"
     width = objects.median_width
     ridge = 1 if width < 30 else 3 if width < 80 else 5
-    sigma = _rounded(min(5, max(1, width / 10)))
+    sigma = _rounded(min(5, max(2, width / 6)))
     neck = int(min(objects.smallest_width / 4, 12))
     return {
-        "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:g} wide"),
-        "sigma_border": Setting(sigma, f'{unit}: a tenth of the width; §3: "σ ≈ 5 pixels", of cells 100 pixels wide'),
+        "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:.3g} wide"),
+        "sigma_border": Setting(sigma, f'{unit}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
         "min_size": Setting(max(int(smallest / 2), 1), f"{unit}; {at}"),
         "fill_holes": Setting(True, "an object has none"),
         "grow": Setting(ridge + 1, f"{unit}; a ridge up to this wide is given back to the objects that it separates"),
@@ -225,7 +225,7 @@ def _size(
         network = _network(fingerprint, settings, [width * 2**level for level in range(levels)])
         tile = [
             network.output_size(network.input_size(int(max(n, 1)), axis), axis)
-            for axis, n in enumerate(np.minimum(size, shrink * cube))
+            for axis, n in enumerate(np.minimum(size if dims == 3 else size.max(), shrink * cube))
         ]
         shape = [network.input_size(n, axis) for axis, n in enumerate(tile)]
         candidates.append((network, tile, shape, step_bytes(network, (1, fingerprint.channels, *shape))))

@@ -196,7 +196,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     problems, facts = list(items.problems), list[_Facts]()
     listed = [(name, item) for name, some in items.lists.items() for item in some]
     digest = None if items.checksum else hashlib.sha256()
-    for name, item in tqdm(listed, desc="fingerprint", unit=" images", leave=False):
+    for name, item in tqdm(listed, desc="fingerprint", unit=" images", leave=False, disable=None):
         try:
             with keeping_decoded():
                 sample = _read(item)
