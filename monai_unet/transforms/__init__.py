@@ -6,6 +6,7 @@ from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDef
 from monai_unet.transforms.foreground import ForegroundVoxels, ForegroundVoxelsd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
 from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd, NormalizeVolumed
+from monai_unet.transforms.rescale import RescaleToPixelSized
 from monai_unet.transforms.unlabelled import ClassWeightMap, ClassWeightMapd, SplitUnlabelled, SplitUnlabelledd
 from monai_unet.transforms.weight_map import BorderWeightMap, BorderWeightMapd
 
@@ -23,6 +24,7 @@ __all__ = [
     "NormalizeVolumed",
     "RandElasticDeformation",
     "RandElasticDeformationd",
+    "RescaleToPixelSized",
     "SeparateInstances",
     "SeparateInstancesd",
     "SplitUnlabelled",

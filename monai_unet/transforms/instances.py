@@ -7,7 +7,8 @@ instance.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy import ndimage
 
 from monai_unet.options import parse_bool
+from monai_unet.transforms.rescale import relative_pixel_size
 
 __all__ = ["LabelInstances", "LabelInstancesd", "SeparateInstances", "SeparateInstancesd"]
 
@@ -227,6 +229,22 @@ class LabelInstances(Transform):
         out = ids.astype(np.uint16 if count <= np.iinfo(np.uint16).max else np.int32)
         return convert_to_dst_type(out[None], mask, dtype=out.dtype)[0]
 
+    def in_pixels_of(self, ratio: Sequence[float] | np.ndarray) -> LabelInstances:
+        """Convert the rules to pixels that are this many times as large, per axis.
+
+        >>> rules = LabelInstances(min_size=40, grow=1, neck=2).in_pixels_of((0.5, 0.5))
+        >>> rules.min_size, rules.grow, rules.neck
+        (160, 2, 4.0)
+        """
+        length = float(np.prod(ratio) ** (1 / len(ratio)))
+        return LabelInstances(
+            self.connectivity,
+            round(self.min_size / float(np.prod(ratio))),
+            self.fill_holes,
+            math.ceil(round(self.grow / length, 3)),
+            self.neck / length,
+        )
+
     def _without_small(self, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
         if self.min_size <= 1:
             return ids, count
@@ -308,6 +326,8 @@ class LabelInstancesd(MapTransform):
 
     Args:
         keys: items of foreground masks.
+        pixel_size_um: µm per axis of the pixels in which ``min_size``, ``grow`` and ``neck`` are given. They are
+            converted for a mask whose own pixels are known to be of another size.
         allow_missing_keys: skip absent keys.
         args, kwargs: as for `LabelInstances`.
 
@@ -316,15 +336,27 @@ class LabelInstancesd(MapTransform):
     array([[[0, 0, 0, 1, 1]]], dtype=uint16)
     """
 
-    def __init__(self, keys: KeysCollection, *args: Any, allow_missing_keys: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *args: Any,
+        pixel_size_um: Sequence[float] | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.pixel_size_um = pixel_size_um
         self.label = LabelInstances(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Replace the mask of each key, as `LabelInstances` does."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.label(d[key])
+            label = self.label
+            if self.pixel_size_um is not None:
+                ratio = relative_pixel_size(d[key], self.pixel_size_um)
+                label = label if np.isnan(ratio).any() else label.in_pixels_of(ratio)
+            d[key] = label(d[key])
         return d
 
 
