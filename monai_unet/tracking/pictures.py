@@ -83,6 +83,8 @@ class Pictures:
                 journal.log_file(f"{public}.png", path.read_bytes(), "pictures")
 
     def _draw(self, item: dict[str, Tensor], path: Path) -> None:
+        if item["pred"].ndim < item["image"].ndim:  # MONAI Label wants the mask without channel
+            item["pred"] = item["pred"][None]
         image = _page(item["image"], slice(None))
         image = _shown((image - image.min()) / max(float(np.ptp(image)), 1e-6))
         probability, pred = _page(item.get("probability", item["pred"]), -1), _page(item["pred"], -1)

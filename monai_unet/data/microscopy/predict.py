@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from monai.data import DataLoader, Dataset, FolderLayout
 from monai.engines import Evaluator
@@ -27,8 +27,9 @@ def predict_images(
     evaluator: Evaluator,
     postprocessing: Compose,
     channels: int | None = 1,
-    stacks: bool = True,
+    stacks: bool | Literal["volume"] = True,
     overwrite: bool | str = False,
+    colour: bool | str = False,
 ) -> None:
     """Predict each image whose results are not all there, and remove what killed runs have left of them.
 
@@ -39,8 +40,9 @@ def predict_images(
         postprocessing: the evaluator's; its `SaveImaged` decide where the results go. Whether they replace existing
             files is up to their writers.
         channels: the channels the network takes; None for any number.
-        stacks: whether an image may have several pages.
+        stacks: whether an image may have several pages; "volume": it must, for a 3-D network.
         overwrite: predict all images; "true" and "false" are understood.
+        colour: as for `MicroscopyReader`.
 
     Raises:
         InputError: the only image is bad.
@@ -59,6 +61,7 @@ def predict_images(
     dataset = cast(Dataset, cast(DataLoader, evaluator.data_loader).dataset)
     layouts = [step.saver.folder_layout for step in postprocessing.transforms if isinstance(step, SaveImaged)]
     bad, there = list[InputError](), 0
+    evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     bar = tqdm(dataset.data, "predicting", unit="image", disable=None)  # None: unless it is a terminal
     for number, item in enumerate(bar):
         results = [Path(layout.filename(subject=item["image"])) for layout in layouts]
@@ -69,14 +72,16 @@ def predict_images(
             if not again and all(result.is_file() for result in results):
                 there += 1
                 continue
-            check_images([item], channels=channels, stacks=stacks)
-        except InputError as error:
-            logger.error("%s", error)
-            bad.append(error)
+            check_images([item], channels=channels, stacks=stacks, colour=colour)
+            evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
+            evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
+            evaluator.run()
+        except Exception as error:
+            if (cause := _input_error(error)) is None:
+                raise
+            logger.error("%s", cause)
+            bad.append(cause)
             continue
-        evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
-        evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
-        evaluator.run()
         logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
     if bad and len(dataset) == 1:
         raise bad[0]
@@ -87,6 +92,13 @@ def predict_images(
         print(f"FAILED  {failure}")
     if bad:
         raise SystemExit(1) from bad[0]
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that MONAI has wrapped, if it is one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 def _check_names(image: str, results: list[Path]) -> None:
