@@ -290,17 +290,11 @@ def _read_microscopy(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _read_volume(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    volumes = [CheckedVolumeReader().get_data((str(file),)) for file in files]
-    first, affine = volumes[0][0], volumes[0][1][MetaKeys.AFFINE]
-    for file, (array, meta) in zip(files, volumes, strict=True):
-        if 1 in array.shape:
-            problem = f"a volume of one slice, shape {array.shape}"
-            raise InputError(file, problem, "Save 2-D images and their labels as TIFF or PNG")
-        off = corner_distance(affine, meta[MetaKeys.AFFINE], array.shape)
-        if array.shape != first.shape or off > 0.01 * voxel_size(affine).min():
-            problem = f"shape {array.shape} and corners up to {off:.3g} mm from those of {files[0]}, {first.shape}"
-            raise InputError(file, problem, "Resample the channels of an image to one grid")
-    return np.stack([array for array, _ in volumes]), voxel_size(affine), affine
+    image, meta = CheckedVolumeReader(channels=None).get_data(tuple(map(str, files)))
+    if 1 in image.shape[1:]:
+        problem = f"a volume of one slice, shape {image.shape[1:]}"
+        raise InputError(files[0], problem, "Save 2-D images and their labels as TIFF or PNG")
+    return image, voxel_size(meta[MetaKeys.AFFINE]), meta[MetaKeys.AFFINE]
 
 
 def _stored(path: Path) -> tuple[str, bool]:

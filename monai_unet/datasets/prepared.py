@@ -145,8 +145,9 @@ def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
                 continue
             microscopy = Path(file).suffix.lower() in SUFFIXES
             label = key != CommonKeys.IMAGE
-            reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader()
+            reader = MicroscopyReader(None, label) if microscopy else CheckedVolumeReader(channels=None)
             array = np.ascontiguousarray(reader.get_data(reader.read(file))[0])
+            array = array[0] if not microscopy and len(array) == 1 else array
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(array.data)
 

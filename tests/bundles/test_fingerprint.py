@@ -163,6 +163,13 @@ def test_two_channels_of_mr(tmp_path):
     assert found.class_names == ["background", "left", "right"]
 
 
+def test_channels_in_one_file(tmp_path):
+    images = [np.stack([label * 3, label + np.uint8(7)], axis=-1) for label in volume_labels()]
+    found = fingerprint(dataset(tmp_path, volume_labels(), images, ending="nii.gz"))
+    assert (found.channels, found.channel_names, found.sizes[0]) == (2, ["channel 0", "channel 1"], [12, 10, 6])
+    assert [(channel.min, channel.max) for channel in found.intensity] == [(0, 6), (7, 9)]
+
+
 def test_a_stack_is_a_volume_of_objects(tmp_path):
     stacks = [squares((2, 2, 2), (2, 2, 9 + number), shape=(12, 20, 20)) for number in range(4)]
     found = fingerprint(dataset(tmp_path, stacks), "instances")
