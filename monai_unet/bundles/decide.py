@@ -119,7 +119,7 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
         sparse=True,
         components=fingerprint.label_components,
         split="test" if fingerprint.items.get("test") else "validation",
-        subject=f"the data set {fingerprint.name}, as planned from it",
+        subject=f"the data set {fingerprint.name}",
     )
     if fingerprint.objects:
         plan = replace(plan, reach=2 ** math.ceil(math.log2(max(2 * max(fingerprint.objects.extent), 256))))

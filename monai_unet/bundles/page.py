@@ -41,10 +41,17 @@ def write_page(folder: Path, plan: Plan, fingerprint: Fingerprint, items: Sequen
             image, label = image[:, busiest], label[:, busiest]
         panels.append(_sample(image, label[0]))
     pillow.fromarray(_grid(panels)).save(folder / "samples.png")
-    charts = [_bars(np.concatenate([each[channel] for each in values])) for channel in range(plan.channels)]
+    charts = {
+        name: _bars(np.concatenate([each[channel] for each in values]))
+        for channel, name in enumerate(plan.channel_names)
+    }
     if fingerprint.objects:
-        charts.append(_bars(np.log10(fingerprint.objects.sizes)))
-    pillow.fromarray(_grid(charts)).save(folder / "histograms.png")
+        charts["sizes of objects, as powers of ten"] = _bars(np.log10(fingerprint.objects.sizes))
+    picture = pillow.fromarray(_grid([chart for chart, _ in charts.values()]))
+    drawing = require("PIL.ImageDraw", "microscopy").Draw(picture)
+    for row, (name, (_, (low, high))) in enumerate(charts.items()):
+        drawing.text((SIZE // 2, row * picture.height // len(charts) + 4), f"{name}\n{low:.4g} to {high:.4g}", "yellow")
+    picture.save(folder / "histograms.png")
 
 
 def _read(plan: Plan, path: Any, label: bool) -> np.ndarray:
@@ -68,13 +75,14 @@ def _sample(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.hstack([shown, outlined])
 
 
-def _bars(values: np.ndarray) -> np.ndarray:
-    """A histogram, white on black, between the percentiles 0.5 and 99.5."""
+def _bars(values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """A histogram, white on black, between the percentiles 0.5 and 99.5, and these."""
     low, high = np.percentile(values, (0.5, 99.5))
     counts, _ = np.histogram(values, BARS, (low, max(high, low + 1e-6)))
     heights = (SIZE // 2 * counts / max(counts.max(), 1)).round().astype(int)
     drawn = np.arange(SIZE // 2, 0, -1)[:, None] <= heights
-    return np.repeat(np.repeat(255 * drawn.astype(np.uint8), SIZE // BARS, axis=1)[..., None], 3, axis=2)
+    bars = np.repeat(np.repeat(255 * drawn.astype(np.uint8), SIZE // BARS, axis=1)[..., None], 3, axis=2)
+    return bars, (low, high)
 
 
 def _grid(panels: Sequence[np.ndarray]) -> np.ndarray:

@@ -56,6 +56,7 @@ class Tracking:
         folder: keeps what is not sent yet; ``python -m monai_unet.tracking send FOLDER`` sends it.
         run_name: None for ``MLFLOW_RUN_NAME``, or else the data set, the time, and "training" or "evaluation".
         uri: of the store.
+        docs: a folder whose pictures (PNG), such as those of the data, are logged with the run, under ``data/``.
 
     Attributes:
         journal: where handlers log files and metrics of their own; None before the run starts, after its end, and in
@@ -79,6 +80,7 @@ class Tracking:
         folder: str | os.PathLike[str] = "mlflow_spool",
         run_name: str | None = None,
         uri: str | None = None,
+        docs: str | os.PathLike[str] | None = None,
     ) -> None:
         require("mlflow", "tracking")
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_STORE).absolute()}"
@@ -91,6 +93,7 @@ class Tracking:
         self.tags = _tags_from_environment()
         self.parameters = dict(parameters)
         self.folder = Path(folder)
+        self.docs = None if docs is None else Path(docs)
         self.config = config_under_construction()
         self.trainer: Engine | None = None
         self.journal: Journal | None = None
@@ -159,6 +162,8 @@ class Tracking:
         journal.append("params", params=list(short.items()))
         journal.log_file("parameters.json", json.dumps(values, indent=1))
         journal.log_file("environment.txt", environment())
+        for picture in sorted(self.docs.glob("*.png")) if self.docs else ():
+            journal.log_file(picture.name, picture.read_bytes(), "data")
         if self.config is not None:
             config = yaml.safe_dump(redact_config(self.config), sort_keys=False, allow_unicode=True)
             journal.log_file("config.yaml", config)
