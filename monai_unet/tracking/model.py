@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose
 
 import monai_unet
+from monai_unet.networks import load_task
 from monai_unet.tracking.run import Tracking
 from monai_unet.training.checkpoints import BestCheckpoint
 
@@ -88,7 +89,7 @@ def save_model(
         checkpoint: ``model.pt``: weights of a `ValidUNet`, and its task.
         config: the bundle's ``inference.yaml``.
         training: the training's config; top-level values that ``inference.yaml`` has as well, such as ``in_channels``,
-            take precedence over those of the file, unless it takes them from the checkpoint's task.
+            take precedence over those of the file, unless it takes them from the task in the checkpoint.
     """
     import mlflow
     from mlflow.models import ModelSignature
@@ -100,7 +101,7 @@ def save_model(
         data.mkdir()
         shutil.copyfile(checkpoint, data / "model.pt")
         shutil.copyfile(config, data / "inference.yaml")
-        (data / "training.yaml").write_text(yaml.safe_dump(_shared(config, training)))
+        (data / "training.yaml").write_text(yaml.safe_dump(_shared(config, training, load_task(checkpoint))))
         model = Segmentation(data)
         example = _example(model.network.spatial_dims, model.network.in_channels)
         model.inferer = lambda image, network: image.new_zeros(
@@ -128,14 +129,14 @@ def _example(spatial_dims: int, channels: int) -> np.ndarray:
     return ramp if channels == 1 else np.stack([ramp] * channels)
 
 
-def _shared(config: str | os.PathLike[str], training: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(config: str | os.PathLike[str], training: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
     inference = ConfigParser.load_config_file(config)
     return {
         key: training[key]
         for key in inference.keys() & training.keys() - set(LOCAL_KEYS)
         if not isinstance(training[key], Mapping)
         and str(training[key])[:1] not in ("$", "@")
-        and "@task" not in str(inference[key])
+        and not (key in task and "@task" in str(inference[key]))
     }
 
 
