@@ -436,13 +436,13 @@ def test_case(name: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message) as caught:
             load(tmp_path / "study")
         assert str(tmp_path) in caught.value.path
-        assert "Geheim" not in str(caught.value)
+        assert "geheim" not in str(caught.value).lower()
         return
     array, meta = load(tmp_path / "study")
     if name.startswith("enhanced"):  # its frames have slopes of their own: undo them by hand
         array = (array + 5) / np.arange(1, SLICES + 1)
     assert_in_place(array, meta)
-    assert "Geheim" not in str(meta)
+    assert "geheim" not in str(meta).lower()
 
 
 @pytest.mark.parametrize("frames", ["single", "enhanced"])
