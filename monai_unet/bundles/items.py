@@ -13,6 +13,7 @@ from typing import Any
 from monai.utils.misc import ensure_tuple
 
 from monai_unet.data.microscopy.reader import SUFFIXES
+from monai_unet.data.microscopy.scenes import scene_of
 from monai_unet.data.volumes.itk import META, NRRD
 from monai_unet.data.volumes.nifti import NIFTI
 from monai_unet.datasets import cards
@@ -186,7 +187,7 @@ def _checked(
             problems.append(InputError(file, problem, "Add its path"))
             continue
         paths = [Path(path) for key in ("image", "label", "ignore") for path in ensure_tuple(item.get(key, ()))]
-        absent = [path for path in paths if not path.exists()]
+        absent = [path for path in paths if not scene_of(path)[0].exists()]
         problems += [InputError(path, "there is no such file", f"Correct item {number} of {name!r}") for path in absent]
         if not absent:
             yield item

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-from itertools import cycle
 from typing import Any
 
 import monai_unet
 from monai_unet.bundles.plan import Plan
+from monai_unet.data.dicom.segmentation import segments_of
 from monai_unet.networks import ValidUNet
 
 __all__ = ["metadata"]
@@ -21,9 +21,6 @@ PAPERS = {
 }
 PACKAGES = ("pytorch-ignite", "mlflow", "pillow")
 READERS = {False: ("tifffile", "imagecodecs"), True: ("nibabel", "scipy")}
-#: Okabe and Ito's, told apart by colour-blind readers
-COLOURS = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]]
-ANATOMY = ["123037004", "SCT", "Anatomical Structure"]
 
 
 def metadata(plan: Plan) -> dict[str, Any]:
@@ -72,24 +69,13 @@ def metadata(plan: Plan) -> dict[str, Any]:
             "version": "0.1.0",
             "family": ["123110", "DCM", "Artificial Intelligence"],
         }
-        names = zip(plan.class_names[1:], cycle(COLOURS))
-        document["segments"] = own.pop("segments", [_segment(name, colour) for name, colour in names])
+        segments = segments_of({"class_names": plan.class_names}, {})
+        document["segments"] = own.pop("segments", segments)
     return {**document, **own, "network_data_format": _network(plan)}
 
 
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
-
-
-def _segment(name: str, colour: list[int]) -> dict[str, Any]:
-    """A DICOM segment: SNOMED's code where pydicom knows the name, as written or with its words turned round."""
-    from pydicom.sr.codedict import codes
-
-    words = [word.capitalize() for word in name.replace("_", " ").split()]
-    for keyword in ("".join(words), "".join(words[1:] + words[:1])):
-        if (code := getattr(codes.SCT, keyword, None)) is not None:
-            return {"label": name, "category": ANATOMY, "type": [code.value, "SCT", code.meaning], "color": colour}
-    return {"label": name, "category": ANATOMY, "type": [name[:16], "99MONAI_UNET", name[:64]], "color": colour}
 
 
 def _network(plan: Plan) -> dict[str, Any]:
