@@ -7,7 +7,7 @@ resumed in the middle of an epoch sees what the uninterrupted one would have see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class SeededSampler(DistributedSampler[Draw]):
         dataset: the items; only its length matters.
         num_samples: draws per epoch and process.
         seed: not negative.
+        weights: how often each item is drawn, relative to the others; None for all alike.
+
+    Raises:
+        ValueError: seed, num_samples or weights are out of range.
 
     Attributes:
         skip: how many draws of the next epoch to leave out, because they were seen before an interruption.
@@ -46,20 +50,27 @@ class SeededSampler(DistributedSampler[Draw]):
     True
     """
 
-    def __init__(self, dataset: Sized, num_samples: int, seed: int) -> None:
+    def __init__(self, dataset: Sized, num_samples: int, seed: int, weights: Sequence[float] | None = None) -> None:
         several = distributed.is_available() and distributed.is_initialized()
         rank, count = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         super().__init__(dataset, num_replicas=count, rank=rank, seed=seed)  # type: ignore[arg-type]
         if seed < 0 or num_samples < 1:
             raise ValueError(f"seed is {seed} and num_samples {num_samples}; use a seed >= 0 and num_samples >= 1")
+        if weights is not None and not (len(weights) == len(dataset) and min(weights) >= 0 < sum(weights) < np.inf):
+            raise ValueError(f"weights are {weights}; use {len(dataset)} numbers of at least 0, not all 0")
         self.num_samples = num_samples
+        self.weights = None if weights is None else np.asarray(weights, float) / sum(weights)
         self.skip = 0
 
     def draws(self, epoch: int) -> list[Draw]:
         """Return what this process draws in an epoch, counted from 1."""
         rng = np.random.default_rng([self.seed, epoch])
         total = self.num_samples * self.num_replicas
-        indices = rng.integers(len(self.dataset), size=total)  # type: ignore[arg-type]
+        count = len(self.dataset)  # type: ignore[arg-type]
+        if self.weights is None:
+            indices = rng.integers(count, size=total)
+        else:
+            indices = rng.choice(count, size=total, p=self.weights)
         seeds = rng.integers(2**32, size=total)
         return list(zip(indices.tolist(), seeds.tolist(), strict=True))[self.rank :: self.num_replicas]
 
