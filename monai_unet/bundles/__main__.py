@@ -1,4 +1,4 @@
-"""`python -m monai_unet.bundles`: `new` plans and writes a bundle for a data set, `options` lists one's options."""
+"""`python -m monai_unet.bundles`: a `new` bundle for a data set, `options` of one, `copy` of one in the package."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     new.add_argument("--memory", type=float, metavar="GiB", help="of a training step (default: half of what is free)")
     new.add_argument("--minutes", type=float, help="of the training on this machine (default: 60)")
     new.add_argument("--label_components", action="store_true", help="instances are the separate pieces of masks")
+    copied = commands.add_parser("copy", help="copy a bundle that comes with the package, with its weights")
+    copied.add_argument("name", help="of the bundle")
+    copied.add_argument("folder", nargs="?", help="a new one (default: of the bundle's name)")
+    released = commands.add_parser("release", help="make a trained model the weights that a bundle is published with")
+    released.add_argument("bundle", help="its folder")
+    released.add_argument("--ckpt_path", required=True, help="model.pt of the training run")
     chosen = parser.parse_args(arguments)
     try:
-        return _new(chosen) if chosen.command == "new" else _options(chosen)
+        return {"new": _new, "options": _options, "copy": _copy, "release": _release}[chosen.command](chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -52,6 +58,20 @@ def _new(chosen: argparse.Namespace) -> int:
         print(f"{name:<18} {value}   {why}")
     print(f"\n{folder} is written. Train it:\n  python -m monai.bundle run --bundle_root {folder}", end=" ")
     print(f"--config_file {folder}/configs/train.yaml")
+    return 0
+
+
+def _copy(chosen: argparse.Namespace) -> int:
+    from monai_unet.bundles.release import copy_bundle
+
+    print(copy_bundle(chosen.name, chosen.folder))
+    return 0
+
+
+def _release(chosen: argparse.Namespace) -> int:
+    from monai_unet.bundles.release import release
+
+    print(release(chosen.bundle, chosen.ckpt_path))
     return 0
 
 

@@ -7,6 +7,7 @@ inference.yaml. The configs' properties are checked by `bundle_driver` at each b
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def test_the_shipped_bundles_are_what_the_templates_make_of_their_cards(name):
     """`python -m monai_unet.bundles new` writes the same files for these data sets."""
     for path, text in bundle_files(shipped_plans()[name]).items():
         if not path.startswith("docs/"):  # a shipped bundle has a model card of its own
-            assert (BUNDLES / name / path).read_text() == text, path
+            # the checksum of weights is added when they are released
+            found = re.sub(r',\n  "weights_sha256": "\w+"', "", (BUNDLES / name / path).read_text())
+            assert found == text, path
 
 
 @pytest.mark.parametrize("name", [EM, CELLS, HIPPOCAMPUS])

@@ -165,15 +165,18 @@ def test_every_package_is_listed_for_the_wheel() -> None:
     listed = re.search(r"^packages = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
     assert listed is not None
     found = {".".join(f.parent.relative_to(REPOSITORY).parts) for f in REPOSITORY.glob("monai_unet/**/__init__.py")}
-    assert set(re.findall(r'"([\w.]+)"', listed[1])) == found | {"monai_unet.datasets.cards"}
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == found | {
+        "monai_unet.datasets.cards",
+        "monai_unet.bundles.shipped",
+    }
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_cards_and_all_modules(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_bundles_the_cards_and_all_modules(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy, because setuptools leaves a build folder behind
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
-        if name.startswith(("monai_unet/", "datasets/", "pyproject.toml", "README.md")):
+        if name.startswith(("monai_unet/", "datasets/", "bundles/", "pyproject.toml", "README.md")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((REPOSITORY / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
@@ -181,17 +184,27 @@ def test_the_wheel_holds_the_cards_and_all_modules(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info" not in name}
         wheel.extractall(tmp_path / "installed")
-    cards = {f"monai_unet/datasets/cards/{f.name}" for f in source.glob("datasets/*.yaml")}
-    assert {str(f.relative_to(source)) for f in source.glob("monai_unet/**/*.*")} | cards == names
-    done = subprocess.run(
-        [sys.executable, "-m", "monai_unet.datasets", "list"],
-        cwd=tmp_path / "installed",
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "em_phantom" in done.stdout
+    files = [
+        str(f.relative_to(source))
+        for folder in ("monai_unet", "bundles", "datasets")
+        for f in (source / folder).rglob("*")
+        if f.is_file()
+    ]
+    homes = {"bundles/": "monai_unet/bundles/shipped/", "datasets/": "monai_unet/datasets/cards/"}
+    for home, inside in homes.items():
+        files = [inside + name.removeprefix(home) if name.startswith(home) else name for name in files]
+    assert set(files) == names
+    for command, expected in (["datasets", "list"], "em_phantom"), (["bundles", "copy", "cell_segmentation"], "cell"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"monai_unet.{command[0]}", *command[1:]],
+            cwd=tmp_path / "installed",
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in done.stdout
+    assert (tmp_path / "installed" / "cell_segmentation" / "configs" / "train.yaml").is_file()
 
 
 # --- a stack: found, verified, split -------------------------------------------------------------------------------

@@ -374,6 +374,20 @@ def test_draws_differ_between_epochs_and_seeds_and_are_uniform():
     assert len(set(seeds)) == 2000
 
 
+def test_weights_say_how_often_an_item_is_drawn():
+    sampler = SeededSampler(range(4), 3000, seed=1, weights=[1, 0, 3, 1])
+    counts = np.bincount([index for index, _ in sampler.draws(1)], minlength=4)
+    assert counts[1] == 0
+    assert counts.tolist() == pytest.approx([600, 0, 1800, 600], abs=120)  # 4.5 standard deviations
+    assert sampler.draws(1) != sampler.draws(2)
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]])
+def test_impossible_weights_are_refused(weights):
+    with pytest.raises(ValueError, match=r"weights are \[.*\]; use 3 numbers of at least 0, not all 0"):
+        SeededSampler(range(3), 4, seed=1, weights=weights)
+
+
 def test_an_item_depends_on_its_draw_alone():
     data = [{"image": torch.ones(1, 2)}, {"image": torch.full((1, 2), 2.0)}]
     dataset = SeededDataset(Dataset(data, Compose([RandScaleIntensityd("image", 0.5, prob=1.0)])))

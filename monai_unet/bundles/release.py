@@ -1,0 +1,115 @@
+"""Weights that travel with a bundle: half as large, with their checksum; and the bundles that the package brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from monai_unet.errors import InputError
+from monai_unet.files import replacing
+from monai_unet.networks import load_network, load_task
+
+__all__ = ["copy_bundle", "release", "shipped_folder"]
+
+#: bytes of a file of weights: several bundles are to fit into one wheel
+LARGEST = 10_000_000
+#: what belongs to a bundle, and not to its user's runs
+SHIPPED = ("LICENSE", "configs/*", "docs/**/*", "models/model.pt", "samples/*")
+
+
+def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -> Path:
+    """Make the best model of a training run the weights that a bundle is published with.
+
+    Convolutions are rounded to half precision; biases and batch norm, a hundredth of the numbers, are not. The task
+    becomes a ``release``, "<bundle> <version>", and ``weights_sha256`` in the bundle's metadata.json the checksum of
+    the file, which `load_network` compares.
+
+    Args:
+        bundle: its folder.
+        ckpt_path: ``model.pt`` as `BestCheckpoint` writes it.
+
+    Returns:
+        ``models/model.pt`` of the bundle.
+
+    Raises:
+        InputError: the checkpoint does not say how it was trained, is too large, or has weights beyond half precision.
+
+    >>> import tempfile
+    >>> from monai_unet.networks import ValidUNet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "cells" / "configs").mkdir(parents=True)
+    ...     _ = (Path(folder) / "cells" / "configs" / "metadata.json").write_text('{"version": "0.1.0"}')
+    ...     weights = ValidUNet(2, 1, 2, features=(8, 16)).state_dict()
+    ...     torch.save({"model": weights, "task": {"trained": {"seed": 0}}}, f"{folder}/model.pt")
+    ...     load_task(release(f"{folder}/cells", f"{folder}/model.pt"))["release"]
+    'cells 0.1.0'
+    """
+    bundle, ckpt_path = Path(bundle), Path(ckpt_path)
+    metadata_path = bundle / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(metadata_path, f"it cannot be read ({error})", "Name the folder of a bundle") from error
+    state, task = load_network(ckpt_path).state_dict(), load_task(ckpt_path)
+    if "trained" not in task:
+        problem = "it does not say how it was trained"
+        raise InputError(ckpt_path, problem, "Name a model.pt that this version of the package has written")
+    halved = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+    wrong = [name for name, value in halved.items() if not value.isfinite().all()]
+    if wrong:
+        raise InputError(ckpt_path, f"{wrong[0]} has values beyond half precision", "Train again")
+    path = bundle / "models" / "model.pt"
+    task["release"] = f"{bundle.resolve().name} {metadata['version']}"
+    with replacing(path) as partial:
+        torch.save({"model": halved, "task": task}, partial)
+        if (size := partial.stat().st_size) > LARGEST:
+            problem = f"its weights take {size:,} bytes, and {LARGEST:,} is the most"
+            raise InputError(ckpt_path, problem, "Train with fewer --features")
+    metadata["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with replacing(metadata_path) as partial:
+        partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def shipped_folder() -> Path:
+    """Name the folder of the bundles that come with the package: a wheel's, or the repository's.
+
+    >>> (shipped_folder() / "cell_segmentation" / "configs" / "train.yaml").is_file()
+    True
+    """
+    here = Path(__file__).parent
+    return here / "shipped" if (here / "shipped").is_dir() else here.parents[1] / "bundles"
+
+
+def copy_bundle(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Copy a bundle that comes with the package, its weights included.
+
+    Args:
+        name: of the bundle.
+        folder: the new folder; None for one of the bundle's name in the working folder.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        InputError: no such bundle, or the folder exists.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     sorted(path.name for path in copy_bundle("cell_segmentation", f"{home}/cells").iterdir())
+    ['LICENSE', 'configs', 'docs'...]
+    """
+    source, target = shipped_folder() / name, Path(name if folder is None else folder).expanduser().absolute()
+    known = sorted(path.parents[1].name for path in shipped_folder().glob("*/configs/metadata.json"))
+    if name not in known:
+        raise InputError(name, "no bundle of this name comes with the package", f"Choose one of {', '.join(known)}")
+    if target.exists():
+        raise InputError(target, "it exists", "Choose another folder, or remove it")
+    for path in (file for pattern in SHIPPED for file in source.glob(pattern) if file.is_file()):
+        with replacing(target / path.relative_to(source)) as partial:
+            partial.write_bytes(path.read_bytes())
+    return target

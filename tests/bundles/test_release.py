@@ -1,0 +1,113 @@
+"""Weights that a bundle is published with, and bundles that the package brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_unet.bundles.__main__ import main
+from monai_unet.bundles.release import LARGEST, SHIPPED, copy_bundle, release, shipped_folder
+from monai_unet.errors import InputError
+from monai_unet.networks import ValidUNet, load_network, load_task
+
+REPOSITORY = Path(__file__).parents[2]
+TASK = {"kind": "instances", "trained": {"seed": 0}}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "cells" / "configs").mkdir(parents=True)
+    (tmp_path / "cells" / "configs" / "metadata.json").write_text('{"version": "0.2.0", "name": "Zellen, größer"}')
+    return tmp_path / "cells"
+
+
+def trained(folder: Path, task: dict = TASK, features: tuple[int, ...] = (3, 4)) -> tuple[ValidUNet, Path]:
+    network = ValidUNet(2, 1, 2, features=features, norm="batch").eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e6)  # beyond half precision
+            module.weight.data.fill_(1e3)
+    torch.save({"model": network.state_dict(), "task": task}, folder / "best.pt")
+    return network, folder / "best.pt"
+
+
+def test_a_release_is_half_as_large_and_has_a_checksum(bundle: Path, tmp_path: Path, capsys) -> None:
+    network, path = trained(tmp_path, features=(16, 32, 64))
+    assert main(["release", str(bundle), "--ckpt_path", str(path)]) == 0
+    released = bundle / "models" / "model.pt"
+    assert str(released) in capsys.readouterr().out
+    assert released.stat().st_size < 0.6 * path.stat().st_size
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["weights_sha256"] == hashlib.sha256(released.read_bytes()).hexdigest()
+    assert (metadata["version"], metadata["name"]) == ("0.2.0", "Zellen, größer")
+    assert load_task(released) == {**TASK, "release": "cells 0.2.0"}
+    again = load_network(released, sha256=metadata["weights_sha256"])
+    image = torch.rand(1, 1, network.input_size(8), network.input_size(8))
+    before, after = network(image), again(image)
+    assert before.dtype == after.dtype == torch.float32
+    assert 0 < (before - after).abs().max() < 2e-3 * before.abs().max()
+    with pytest.raises(InputError, match=r"model.pt: the file is not cells 0.2.0 as published"):
+        load_network(released, sha256="0" * 64)
+
+
+def test_weights_that_are_not_released(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    network, path = trained(tmp_path, {"kind": "instances"})
+    with pytest.raises(InputError, match=r"best.pt: it does not say how it was trained. Name a model.pt that this"):
+        release(bundle, path)
+    network.encoder[0].conv1.weight.data[0, 0, 0, 0] = 1e6
+    torch.save({"model": network.state_dict(), "task": TASK}, path)
+    with pytest.raises(InputError, match=r"encoder.0.conv1.weight has values beyond half precision. Train again"):
+        release(bundle, path)
+    monkeypatch.setattr("monai_unet.bundles.release.LARGEST", 1000)
+    _, path = trained(tmp_path)
+    with pytest.raises(InputError, match=r"its weights take [\d,]+ bytes, and 1,000 is the most. Train with fewer"):
+        release(bundle, path)
+    assert not (bundle / "models" / "model.pt").exists()
+    assert "weights_sha256" not in (bundle / "configs" / "metadata.json").read_text()
+    with pytest.raises(InputError, match=r"metadata.json: it cannot be read \(.*\). Name the folder of a bundle"):
+        release(tmp_path, path)
+
+
+def test_a_bundle_is_copied_without_its_users_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    source = tmp_path / "shipped" / "cells"
+    wanted = {"LICENSE", "configs/train.yaml", "configs/metadata.json", "docs/pictures/a.png", "models/model.pt"}
+    for name in (*wanted, "models/checkpoints/step_1.pt", "models/mlflow/1.json", "eval/scores.json", "predictions/a"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    monkeypatch.setattr("monai_unet.bundles.release.shipped_folder", lambda: tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "cells"]) == 0
+    assert str(tmp_path / "cells") in capsys.readouterr().out
+    found = {path.relative_to(tmp_path / "cells").as_posix() for path in Path("cells").absolute().rglob("*.*")}
+    assert found | {"LICENSE"} == wanted | {"LICENSE"}
+    assert (tmp_path / "cells" / "LICENSE").read_text() == "LICENSE"
+    assert main(["copy", "cells", "other/place"]) == 0
+    assert (tmp_path / "other" / "place" / "models" / "model.pt").is_file()
+    with pytest.raises(InputError, match=r"cells: it exists. Choose another folder, or remove it"):
+        copy_bundle("cells")
+    assert main(["copy", "cell"]) == 1
+    assert "cell: no bundle of this name comes with the package. Choose one of cells" in capsys.readouterr().err
+
+
+def test_the_wheel_brings_what_is_copied() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r'^"monai_unet.bundles.shipped" = \[(.*?)\]', text, re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    assert re.findall(r'"(.*?)"', listed[1]) == [f"*/{pattern}" for pattern in SHIPPED]
+
+
+@pytest.mark.parametrize("path", sorted(shipped_folder().glob("*/models/model.pt")), ids=lambda path: path.parts[-3])
+def test_shipped_weights_are_those_of_their_bundle(path: Path) -> None:
+    metadata = json.loads((path.parents[1] / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    if "release" not in load_task(path):
+        pytest.skip("trained here")
+    assert path.stat().st_size <= LARGEST
+    load_network(path, sha256=metadata["weights_sha256"])
+    task = load_task(path)
+    assert task["release"] == f"{path.parts[-3]} {metadata['version']}"
+    assert {"data", "code", "trained", "kind", "channel_names", "class_names"} <= set(task)
