@@ -138,10 +138,11 @@ def add_pixels(digest: hashlib._Hash, item: Mapping[str, Any]) -> None:
     for key, files in sorted(item.items()):
         digest.update(key.encode())
         for file in ensure_tuple(files):
-            if not isinstance(file, str | os.PathLike):
-                digest.update(repr(file).encode())  # MSD's "fold", for example
+            path = Path(file) if isinstance(file, str | os.PathLike) else None
+            if path and path.is_dir():
                 continue
-            if Path(file).is_dir():
+            if not path or not (path.suffix or path.is_file()):
+                digest.update(repr(file).encode())  # MSD's "fold", for example, or an image's "type"
                 continue
             microscopy = Path(file).suffix.lower() in SUFFIXES
             label = key != CommonKeys.IMAGE
