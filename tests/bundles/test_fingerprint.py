@@ -12,9 +12,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from monai_unet.bundles import fingerprint as module
 from monai_unet.bundles.fingerprint import Fingerprint, take_fingerprint
 from monai_unet.bundles.items import find_items
-from monai_unet.bundles.objects import BOX, measure
+from monai_unet.bundles.objects import BOX, Objects, measure
 from monai_unet.datasets import prepare
 from monai_unet.datasets.prepared import identity
 from monai_unet.errors import InputError
@@ -112,9 +113,21 @@ def test_classes_in_closed_form(tmp_path):
 def test_what_is_ignored_has_no_share(tmp_path):
     dataset(tmp_path, CELLS)
     save(tmp_path / "ignore/0.png", np.where(CELLS[0] == 3, 255, 0).astype(np.uint8))
+    images = [np.where(ids == 3, 900, ids) for ids in CELLS]
+    save(tmp_path / "images/0.tif", images[0])
     found = fingerprint(tmp_path, "instances")
+    assert (found.intensity[0].max, found.foreground[0].max) == (900, 2)
     assert found.unlabelled == pytest.approx(25 / 4800)
     assert found.shares == pytest.approx([4600 / 4775, 175 / 4775])
+
+
+def test_a_sample_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLED", 400)  # 100 per image
+    images = [np.arange(ids.size, dtype=np.uint16).reshape(ids.shape) for ids in CELLS]
+    found = fingerprint(dataset(tmp_path, CELLS, images), "instances").intensity[0]
+    assert (found.min, found.max) == (0, 1199)  # of all
+    assert found.median == pytest.approx(600, abs=100)
+    assert found.mean != 599.5
 
 
 def test_the_test_list_is_checked_and_not_measured(tmp_path):
@@ -147,6 +160,11 @@ def test_volumes_have_the_axes_of_the_body(tmp_path):
     assert found.spacing_spread == pytest.approx([5 / 0.7, 1, 5 / 0.7])
     assert found.extent == [8, 6, 3]
     assert found.kind == "classes"
+
+
+def test_numbers_below_air_with_fractions_are_no_hounsfield_units(tmp_path):
+    images = [np.where(label > 0, 40.5, -1000).astype(np.float32) for label in volume_labels()]
+    assert fingerprint(dataset(tmp_path, volume_labels(), images, ending="nii.gz")).modality == "MR"
 
 
 def test_two_channels_of_mr(tmp_path):
@@ -198,6 +216,20 @@ def test_colour_gray_and_stains(tmp_path):
         tifffile.imwrite(tmp_path / f"stains/images/{number}.tif", image, imagej=True, metadata={"axes": "CYX"})
     found = fingerprint(tmp_path / "stains", "instances")
     assert (found.colour, found.channels, found.gray) == (False, 3, 0)
+    save(tmp_path / "stains/images/0.tif", CELLS[0])  # gray is no substitute for stains
+    with pytest.raises(InputError, match=r"0.tif: 1 channels, but 3 of 4 have 3. Give all images the same channels"):
+        fingerprint(tmp_path / "stains", "instances")
+
+
+def test_two_equal_channels_are_not_gray_and_16_bits_stay(tmp_path):
+    dataset(tmp_path / "two", CELLS)
+    for number, ids in enumerate(CELLS):
+        image = np.stack([ids, ids])
+        tifffile.imwrite(tmp_path / f"two/images/{number}.tif", image, imagej=True, metadata={"axes": "CYX"})
+    found = fingerprint(tmp_path / "two", "instances")
+    assert (found.channels, found.gray) == (2, 0)
+    found = fingerprint(dataset(tmp_path / "deep", CELLS, ending="png"), "instances")
+    assert found.dtypes == {"uint16": 4}
 
 
 @pytest.mark.parametrize("value", [1, 255])
@@ -222,6 +254,17 @@ def test_the_checksum_is_that_of_the_data_set(tmp_path):
     card = find_items(prepare("cell_phantom", output=tmp_path / "card").parent)
     found = take_fingerprint(card)
     assert (found.kind, found.name, found.checksum) == ("instances", "cell_phantom", card.checksum)
+
+
+def test_corners_touch_specks_do_not_count_and_the_reach_ends():
+    found = Objects.of([measure(squares((2, 2), (7, 7)))])
+    assert (found.touching, found.gaps[0]) == (1, pytest.approx(2**0.5 - 1))
+    found = Objects.of([measure(squares((2, 2), shape=(60, 60)))])
+    assert (found.touching, found.gaps) == (0, [16, 16, 16])
+    ids = squares((2, 2), (20, 20))
+    ids[0, 0] = ids[10, 10] = 1
+    ids[30:34, 2:7] = 2
+    assert measure(ids).pieces == {1: 1, 2: 2}
 
 
 def test_many_and_large_objects_take_samples():

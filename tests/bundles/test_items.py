@@ -58,6 +58,12 @@ def test_channels_are_files_of_their_own_unless_labels_have_their_name(tmp_path)
     ]
 
 
+def test_a_file_of_the_same_name_is_the_image_and_not_a_channel(tmp_path):
+    found = find_items(make(tmp_path, "images/t.tif", "images/t_0000.tif", "labels/t.tif"))
+    assert names_of(found) == [{"image": "images/t.tif", "label": "labels/t.tif"}]
+    assert [Path(problem.path).name for problem in found.problems] == ["t_0000.tif"]
+
+
 def test_nnunet(tmp_path):
     make(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
     make(tmp_path, "imagesTs/b_0000.nii.gz", "imagesTs/b_0001.nii.gz", "labelsTs/b.nii.gz", "imagesTs/c_0000.nii.gz")
@@ -80,6 +86,7 @@ def test_decathlon(tmp_path, caplog):
     assert (found.layout, found.name, list(found.lists)) == ("decathlon", "Heart", ["training"])  # b has no labels
     assert names_of(found) == [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
     assert (found.channel_names, found.class_names) == (["MRI"], {0: "background", 1: "left atrium"})
+    assert not found.problems
     assert "the list 'validation' has no items: taken as not there" in caplog.text
 
 
@@ -102,6 +109,28 @@ def test_a_prepared_card_is_known(tmp_path):
     assert (found.layout, found.card, found.class_names) == ("datalist", "cell_phantom", {0: "background", 1: "cell"})
     assert {name: len(items) for name, items in found.lists.items()} == {"training": 10, "test": 4}
     assert found.checksum == json.loads((tmp_path / "dataset.json").read_text())["checksum"]
+
+
+def test_a_name_alone_is_no_card(tmp_path):
+    document = {"name": "cell_phantom", "training": [{"image": "a.png", "label": "l.png"}]}
+    assert find_items(make(tmp_path, "a.png", "l.png", document=document)).card is None
+
+
+def test_pages_of_a_stack_are_items_and_links_are_not(tmp_path):
+    pages = [{"image": "a.tif", "label": "l.tif", "page": page} for page in range(2)]
+    make(tmp_path, "a.tif", "l.tif", document={"training": pages})
+    assert not find_items(tmp_path).problems
+    (tmp_path / "b.tif").symlink_to("a.tif")
+    lists = {"training": [{"image": "a.tif", "label": "l.tif"}], "test": [{"image": "b.tif", "label": "l.tif"}]}
+    (problem,) = find_items(make(tmp_path, document=lists)).problems
+    assert problem.problem == "listed in 'training' and in 'test'"
+
+
+def test_names_of_channels_follow_their_numbers(tmp_path):
+    make(tmp_path, "images/a.png", "labels/a.png")
+    document = {"channel_names": {"10": "k", "2": "c", "0": "a"}, "labels": {"background": 0, "ignore": 255}}
+    found = find_items(make(tmp_path, document=document))
+    assert (found.channel_names, found.class_names, found.problems) == (["a", "c", "k"], {0: "background"}, [])
 
 
 def test_names_without_lists(tmp_path):

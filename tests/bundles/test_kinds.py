@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_unet.bundles.kinds import Labels, class_values, infer_kind
+from monai_unet.bundles.kinds import Labels, class_problems, class_values, infer_kind, instance_problems
 
 
 def labels(*files: dict[int, int]) -> list[Labels]:
@@ -48,3 +48,25 @@ def test_kind(files, names, volumes, expected):
 def test_255_is_a_class_only_of_masks():
     assert class_values(labels({255: 1}, {})) == [0, 255]
     assert class_values(labels({255: 1}, {1: 1})) == [0, 1]
+
+
+def test_an_object_in_two_pieces_is_an_object():
+    assert not list(instance_problems(labels({1: 2, 2: 1})))
+    (problem,) = instance_problems(labels({1: 2, 2: 3}))
+    assert problem.problem == "the values 1, 2, in 5 separate pieces: label them?"
+
+
+def test_background_that_is_not_0():
+    (problem,) = instance_problems([Labels("a.png", {1: 50, 2: 50}, {1: 1, 2: 1})])
+    assert problem.problem.startswith("labels without a background: the values are 1, 2")
+    assert not list(instance_problems([Labels("a.png", {1: 30, 2: 30, 3: 30}, {1: 1, 2: 1, 3: 1})]))  # no background
+
+
+def test_a_file_may_have_nothing_but_what_is_not_labelled():
+    assert not list(class_problems("d", labels({255: 1}, {1: 1, 255: 1}), {}))
+    assert len(list(class_problems("d", labels({255: 1}, {1: 1}), {}))) == 1
+
+
+def test_numbers_with_gaps_are_refused_even_if_they_have_names():
+    (problem,) = class_problems("d", labels({1: 1, 3: 1}), {0: "background", 1: "liver", 3: "spleen"})
+    assert problem.problem == "the label values are 0, 1, 3, and classes are numbered without gaps"
