@@ -23,6 +23,8 @@ __all__ = ["check_options"]
 #: whole numbers, and the least that each may be; other numbers are at least 0
 COUNTS = {"max_epochs": 1, "steps_per_epoch": 1, "val_interval": 1, "batch_size": 1, "checkpoint_interval": 1}
 COUNTS |= {"in_channels": 1, "num_workers": 0, "validation_items": 0, "seed": 0, "level": 0}
+#: in Hounsfield units, which may be below 0
+SIGNED = ("window", "mean")
 #: one number, or one for each axis; other options take a list only where the config has one
 PER_AXIS = ("tile_size", "elastic_sigma", "rotate_range", "scale_range", "translate_range", "flip_prob")
 #: what MONAI's own ``--tracking mlflow`` adds to a config
@@ -97,14 +99,17 @@ def _check_value(name: str, value: Any, defaults: list[Any]) -> None:
     if name.endswith(("_dir", "_path")) and type(value) in (int, float):
         raise InputError(f"--{name}", f"the name was read as {value!r}", 'Write it as a path, "./NAME"')
     many = any(isinstance(default, list) for default in defaults)
+    if name in ("kernel_size", "strides"):  # per level and axis: the network says what is wrong with them
+        return
     if not all(_numbers(default) for default in defaults):
         return
+    least: float
     if name == "features":
         rule, right = "a list of whole numbers, such as [32, 64, 128]", isinstance(value, list | tuple)
         least, whole = 1, True
     else:
-        least, whole = COUNTS.get(name, 0), name in COUNTS
-        rule = f"{'a whole number' if whole else 'a number'} of at least {least}"
+        least, whole = -math.inf if name in SIGNED else COUNTS.get(name, 0), name in COUNTS
+        rule = "a number" if name in SIGNED else f"{'a whole number' if whole else 'a number'} of at least {least}"
         if many or name in PER_AXIS:
             rule += ", or a list with one for each axis" if name in PER_AXIS else ", several as a list"
         right = many or name in PER_AXIS or not isinstance(value, list | tuple)

@@ -103,6 +103,9 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     settings |= _labels(fingerprint)
     settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes or 60, device)
     cost = _measure(fingerprint, settings, device)
+    if cost.bytes:
+        tile, why = settings["tile_size"]
+        settings["tile_size"] = Setting(tile, f"{why}; a step on it takes {cost.bytes / 2**30:.2g} GiB")
     settings |= _augmentation(fingerprint, settings, volumes) | _schedule(cost, minutes)
     names = fingerprint.class_names
     plan = Plan(
@@ -162,7 +165,9 @@ def _levels(fingerprint: Fingerprint, volumes: bool) -> dict[str, Setting]:
         if (margin <= 0.75 * size).all() and np.max(shallower) < wanted:
             break
     text = "as much as objects need" if fingerprint.objects else "the deepest where it stays within the images"
-    why = f"{depth + 1} levels, with {' × '.join(map(str, dict.fromkeys(margin.tolist())))} pixels of context, {text}"
+    sides = margin.tolist() if len(set(margin.tolist())) > 1 else [margin[0]]
+    unit = "pixels" if dims == 2 else "voxels"
+    why = f"{depth + 1} levels, with {' × '.join(map(str, sides))} {unit} of context, {text}"
     found = {"features": Setting([1] * (depth + 1), why)}
     if dims == 3 and any(1 in kernel for kernel in kernels):
         why = f"per level and axis: 1 spares the axes with voxels {spacing.max() / spacing.min():.1f} times as long"
@@ -196,20 +201,29 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
     if 20 * smallest < objects.median:  # specks in the labels
         smallest = objects.sizes[len(objects.sizes) // 100]
         at = f"half of the smallest but for 1 % of {count} labelled objects"
-    width = objects.median_width
+    width = _rounded(objects.median_width)
     ridge = 1 if width < 30 else 3 if width < 80 else 5
     sigma = _rounded(min(5, max(2, width / 6)))
-    neck = int(min(objects.smallest_width / 4, 12))
-    return {
+    neck = int(min((objects.smallest_width + 1) / 4, 12))  # of a distance to the background of half of it and a half
+    found = {
         "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:.3g} wide"),
         "sigma_border": Setting(sigma, f'{unit}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
         "min_size": Setting(max(int(smallest / 2), 1), f"{unit}; {at}"),
         "fill_holes": Setting(True, "an object has none"),
         "grow": Setting(ridge + 1, f"{unit}; a ridge up to this wide is given back to the objects that it separates"),
         "neck": Setting(
-            neck, f"{unit}; objects joined by less than twice this are split: half the width of the narrowest object"
+            neck,
+            f"{unit}; objects joined by less than twice this are split: half the width of the narrowest object"
+            if neck
+            else f"{unit}; none: the narrowest object is too narrow for objects to be split where they are narrow",
         ),
     }
+    if fingerprint.spatial_dims == 3:  # what the 3-D paper has not
+        found |= {
+            "w0": Setting(PAPER_2D["w0"].value, "§3 of the 2015 paper"),
+            "class_weights": Setting("balanced", "likewise: the class frequencies are balanced"),
+        }
+    return found
 
 
 def _size(
@@ -238,7 +252,7 @@ def _size(
     network, tile, shape, _ = next(
         (found for found in fitting if 60 * minutes * rate / _work(found[0], found[2]) >= ENOUGH_STEPS), fitting[-1]
     )
-    why = f"{settings['features'].why}; as wide as {minutes:g} minutes and {memory / 2**30:.1f} GiB allow"
+    why = f"{settings['features'].why}; as wide as {_minutes(minutes)} and {memory / 2**30:.1f} GiB allow"
     return {
         "features": Setting(list(network.features), why),
         "norm": Setting("batch", "the 3-D paper's; trains in fewer steps than without"),
@@ -358,13 +372,18 @@ def _schedule(cost: Cost, minutes: float | None) -> dict[str, Setting]:
     each = max(min(100, steps // VALIDATIONS), 1)
     epochs = max(steps // each, 1)
     per = cost.seconds + cost.augmentation
-    why = f"{epochs * each:,} steps of {per:.2g} s: {epochs * each * per / 60:.0f} minutes and the validations, on the "
+    taken = _minutes(round(epochs * each * per / 60, 1))
+    why = f"{epochs * each:,} steps of {per:.2g} s: {taken} and the validations, on the "
     return {
         "learning_rate": Setting(0.001, "Adam's usual one"),
         "max_epochs": Setting(epochs, f"{why}{cost.device} that planned this"),
         "steps_per_epoch": Setting(each, "training steps"),
         "val_interval": Setting(max(1, round(epochs / VALIDATIONS)), "epochs"),
     }
+
+
+def _minutes(number: float) -> str:
+    return f"{number:g} minute{'s' * (number != 1)}"
 
 
 def _rounded(number: float) -> float:

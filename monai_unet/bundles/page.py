@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from monai.utils.enums import MetaKeys
 
 from monai_unet.bundles.fingerprint import Fingerprint
 from monai_unet.bundles.plan import Plan
@@ -56,9 +58,10 @@ def write_page(folder: Path, plan: Plan, fingerprint: Fingerprint, items: Sequen
 
 def _read(plan: Plan, path: Any, label: bool) -> np.ndarray:
     if plan.volumes:
-        reader: Any = CheckedVolumeReader()
-        array = np.asarray(reader.get_data(reader.read(path))[0])
-        return np.moveaxis(array, -1, 0)[None] if array.ndim == 3 else np.moveaxis(array, -2, 1)
+        volumes = CheckedVolumeReader(channels=None)
+        array, meta = volumes.get_data(volumes.read(path))
+        axes = np.argsort(nib.orientations.io_orientation(meta[MetaKeys.AFFINE])[:, 0])
+        return array.transpose(0, *(1 + axes[::-1]))  # slices from below upwards
     reader = MicroscopyReader(1 if label else None, label=label)
     return reader.get_data(reader.read(path))[0]
 

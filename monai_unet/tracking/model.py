@@ -23,6 +23,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ComponentLocator, ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose
+from monai.utils import ensure_tuple_rep
 
 import monai_unet
 from monai_unet.networks import load_task
@@ -167,6 +168,10 @@ class Segmentation:
         self.network = parser.get_parsed_content("network").eval()
         self.inferer = parser.get_parsed_content("inferer")
         self.preprocessing = parser.get_parsed_content("preprocessing")
+        self.affine: torch.Tensor | None = None  # of arrays, which have none
+        if "spacing" in parser:
+            spacing = ensure_tuple_rep(parser.get_parsed_content("spacing"), self.network.spatial_dims)
+            self.affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
         steps = parser.get_parsed_content("postprocessing").transforms
         cut = next(index for index, step in enumerate(steps) if isinstance(step, AsDiscreted))
         self.to_probabilities, self.to_labels = Compose(steps[:cut]), Compose(steps[cut:])
@@ -177,7 +182,7 @@ class Segmentation:
         Args:
             model_input: array or nested lists, ``(*spatial)``, ``(C, *spatial)`` or ``(B, C, *spatial)``, of any
                 spatial size, with raw values as in the files that the bundle reads. Volumes: axes right, anterior,
-                superior, with voxels of 1 mm.
+                superior, with voxels of the size that the network was trained for.
             params: ``{"output": "labels"}``, the default, or ``{"output": "probabilities"}``.
 
         Returns:
@@ -206,7 +211,7 @@ class Segmentation:
         return np.stack([self._segment(image, output) for image in images])
 
     def _segment(self, image: np.ndarray, output: str) -> np.ndarray:
-        item = self.preprocessing({"image": MetaTensor(torch.from_numpy(image))})
+        item = self.preprocessing({"image": MetaTensor(torch.from_numpy(image), affine=self.affine)})
         with torch.inference_mode():
             item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
         item = self.to_probabilities(item)

@@ -306,3 +306,10 @@ def test_segments_of_other_classes_have_their_names(names: list[str], metadata: 
 def test_segments_have_codes_that_dicom_lists(name: str, category: str, code: list[str]) -> None:
     (segment,) = segments_of({"class_names": ["background", name]}, {})
     assert (segment["category"][2], segment["type"]) == (category, code)
+
+
+@pytest.mark.parametrize("name", ["left_kidney", "kidney left"])
+def test_a_side_is_the_modifier_of_its_organ(name: str) -> None:
+    (segment,) = segments_of({"class_names": ["background", name]}, {})
+    assert (segment["label"], segment["type"]) == (name, ["64033007", "SCT", "Kidney"])
+    assert segment["modifier"] == ["7771000", "SCT", "Left"]

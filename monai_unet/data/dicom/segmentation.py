@@ -21,6 +21,8 @@ __all__ = ["segments_of", "write_seg"]
 ANATOMY = ["123037004", "SCT", "Anatomical Structure"]
 ABNORMAL = ["49755003", "SCT", "Morphologically Abnormal Structure"]
 TISSUE = ["85756007", "SCT", "Tissue"]
+#: modifiers of the type (PS3.16 CID 244)
+SIDES = {"Left": "7771000", "Right": "24028007"}
 
 
 def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -48,16 +50,19 @@ def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Ma
 
 
 def _segment(name: str, number: int) -> Mapping[str, Any]:
-    """A segment with SNOMED's code where DICOM lists the name, as written or with its first word last."""
+    """A segment with SNOMED's code where DICOM lists the name: as written, its first word last, or without a side."""
     from pydicom.sr.codedict import codes
 
     hue = 0.1 + number * 0.618  # far from those before it
     segment = {"label": name[:64], "color": [round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.75, 0.9)]}
     words = [word.capitalize() for word in name.replace("_", " ").split()]
-    for keyword in ("".join(words), "".join(words[1:] + words[:1])):
+    side = next((word for word in words if word in SIDES), None)
+    unsided = "".join(word for word in words if word != side)
+    for keyword in ("".join(words), "".join(words[1:] + words[:1]), unsided):
         for listed, category in ((codes.cid7192, ANATOMY), (codes.cid7159, ABNORMAL)):
             if (code := getattr(listed, keyword, None)) is not None:
-                return {**segment, "category": category, "type": [code.value, "SCT", code.meaning]}
+                modifier = {"modifier": [SIDES[side], "SCT", side]} if side and keyword == unsided else {}
+                return {**segment, "category": category, "type": [code.value, "SCT", code.meaning], **modifier}
     return {**segment, "category": TISSUE, "type": [name[:16], "99MONAI_UNET", name[:64]]}
 
 
