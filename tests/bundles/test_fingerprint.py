@@ -16,7 +16,6 @@ from monai_unet.bundles import fingerprint as module
 from monai_unet.bundles.fingerprint import Fingerprint, take_fingerprint
 from monai_unet.bundles.items import find_items
 from monai_unet.bundles.objects import BOX, Objects, measure
-from monai_unet.datasets import prepare
 from monai_unet.datasets.prepared import identity
 from monai_unet.errors import InputError
 
@@ -251,9 +250,9 @@ def test_the_checksum_is_that_of_the_data_set(tmp_path):
     lists = find_items(tmp_path / "mine").lists
     (tmp_path / "mine" / "dataset.json").write_text(json.dumps(lists))
     assert identity(tmp_path / "mine") == f"dataset.json sha256:{found.checksum}"
-    card = find_items(prepare("cell_phantom", output=tmp_path / "card").parent)
-    found = take_fingerprint(card)
-    assert (found.kind, found.name, found.checksum) == ("instances", "cell_phantom", card.checksum)
+    (tmp_path / "mine" / "dataset.json").write_text(json.dumps({"name": "cells", "checksum": "1f3a", **lists}))
+    found = fingerprint(tmp_path / "mine", "instances")
+    assert (found.name, found.checksum) == ("cells", "1f3a")
 
 
 def test_corners_touch_specks_do_not_count_and_the_reach_ends():

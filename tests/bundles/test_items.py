@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from monai_unet.bundles.items import Items, find_items
-from monai_unet.datasets import prepare
 from monai_unet.errors import InputError
 
 
@@ -105,10 +104,11 @@ def test_a_datalist_goes_before_the_folders(tmp_path):
 
 
 def test_a_prepared_card_is_known(tmp_path):
-    found = find_items(prepare("cell_phantom", output=tmp_path).parent)
-    assert (found.layout, found.card, found.class_names) == ("datalist", "cell_phantom", {0: "background", 1: "cell"})
-    assert {name: len(items) for name, items in found.lists.items()} == {"training": 10, "test": 4}
-    assert found.checksum == json.loads((tmp_path / "dataset.json").read_text())["checksum"]
+    document = {"name": "cell_phantom", "checksum": "1f3a", "labels": {"0": "background", "1": "cell"}}
+    document |= {"training": [{"image": "a.png", "label": "l.png"}]}
+    found = find_items(make(tmp_path, "a.png", "l.png", document=document))
+    assert (found.layout, found.card, found.checksum) == ("datalist", "cell_phantom", "1f3a")
+    assert found.class_names == {0: "background", 1: "cell"}
 
 
 def test_a_name_alone_is_no_card(tmp_path):
