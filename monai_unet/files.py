@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from monai_unet.errors import UNWRITABLE, InputError
 
-__all__ = ["LONGEST_NAME", "FolderLock", "remove_leftovers", "replacing"]
+__all__ = ["LONGEST_NAME", "FolderLock", "creating", "remove_leftovers", "replacing"]
 
 #: bytes in a file's name that all common file systems take
 LONGEST_NAME = 255
@@ -65,21 +65,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(_partial_name(path, str(os.getpid())))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb+") as file:  # Windows syncs only what is open for writing
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError whose context is the OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
-            raise
-        if cause.filename is not None and Path(cause.filename) not in (partial, path, *path.parents):
-            raise  # another file's
-        existing = next(folder for folder in path.absolute().parents if folder.is_dir())
-        free = shutil.disk_usage(existing).free >> 20
-        problem = f"it could not be written ({cause.strerror}; {free} MiB are free)"
-        raise InputError(path, problem, UNWRITABLE[cause.errno]) from error
+        with _explained(path, partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb+") as file:  # Windows syncs only what is open for writing
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -89,6 +80,55 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def creating(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Create a folder with everything in it, or not at all.
+
+    Yields an empty temporary folder on the same disk. When the block succeeds, it becomes ``folder``, whose parents are
+    created if missing; when the block raises, it is removed.
+
+    Raises:
+        InputError: the folder exists; the disk is full or read-only, or the name is not possible there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     with creating(Path(home) / "bundle") as built:
+    ...         (built / "LICENSE").touch()
+    ...     [path.relative_to(home).as_posix() for path in sorted(Path(home).rglob("*"))]
+    ['bundle', 'bundle/LICENSE']
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(folder, "it exists", "Name a new folder")
+    partial = folder.with_name(_partial_name(folder, str(os.getpid())))
+    try:
+        with _explained(folder, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path, partial: Path) -> Iterator[None]:
+    """Say in one sentence why a path cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError whose context is the OSError
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        if cause.filename is not None:
+            at_fault = Path(cause.filename)
+            if at_fault not in (path, *path.parents) and partial not in (at_fault, *at_fault.parents):
+                raise  # another file's
+        existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(existing).free >> 20
+        problem = f"it could not be written ({cause.strerror}; {free} MiB are free)"
+        raise InputError(path, problem, UNWRITABLE[cause.errno]) from error
 
 
 def _partial_name(path: Path, process: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from monai_unet.errors import InputError
-from monai_unet.files import FolderLock, replacing
+from monai_unet.files import FolderLock, creating, replacing
 
 # --- whole files ---
 
@@ -54,6 +55,34 @@ def test_the_folder_is_synced_after_the_move(tmp_path, monkeypatch):
     with replacing(tmp_path / "model.pt") as partial:
         partial.write_text("weights")
     assert [stat.st_ino for stat in synced] == [(tmp_path / "model.pt").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    folder = tmp_path / "deeper" / "bundle"
+    with pytest.raises(ZeroDivisionError), creating(folder) as built:
+        (built / "configs").mkdir()
+        _ = 1 / 0
+    assert list(folder.parent.iterdir()) == []
+    with creating(folder) as built:
+        (built / "configs").mkdir()
+        assert not folder.exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+    assert [path.name for path in folder.iterdir()] == ["configs"]
+    with pytest.raises(InputError, match="bundle: it exists. Name a new folder."), creating(folder):
+        pass
+
+
+def test_a_full_disk_is_said_of_the_folder_and_of_no_other_file(tmp_path):
+    def fill(file: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    folder = tmp_path / "bundle"
+    said = r"bundle: it could not be written \(No space left on device; "
+    with pytest.raises(InputError, match=said), creating(folder) as built:
+        fill(built / "configs" / "train.yaml")
+    with pytest.raises(OSError, match="No space left on device"), creating(folder):
+        fill(tmp_path / "another")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- folders ---

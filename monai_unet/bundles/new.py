@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from monai_unet.bundles.plan import Plan, shipped_plans
 from monai_unet.bundles.write import bundle_files
 from monai_unet.datasets import default_folder
 from monai_unet.errors import InputError
+from monai_unet.files import creating
 
 __all__ = ["new_bundle"]
 
@@ -57,6 +56,7 @@ def new_bundle(
     Raises:
         InputError: the name is none, the folder exists; the data set has problems, all of which are listed.
 
+    >>> import tempfile
     >>> from monai_unet.datasets import prepare
     >>> with tempfile.TemporaryDirectory() as home:
     ...     _ = prepare("cell_phantom", output=f"{home}/data")
@@ -80,9 +80,7 @@ def new_bundle(
         lists = _lists(items.lists)
         counts = {key: len(value) for key, value in lists.items()}
         plan = decide(name, replace(fingerprint, items=counts), memory, minutes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=folder.parent) as temporary:
-        built = Path(temporary) / name
+    with creating(folder) as built:
         for path, text in bundle_files(plan).items():
             (built / path).parent.mkdir(parents=True, exist_ok=True)
             (built / path).write_text(text, encoding="utf-8")
@@ -91,7 +89,6 @@ def new_bundle(
             (built / "data").mkdir()
             (built / "data" / "dataset.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             write_page(built / "docs", plan, fingerprint, lists["training"])
-        shutil.move(built, folder)
     return folder, plan
 
 
