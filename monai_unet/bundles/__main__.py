@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from monai_unet.bundles.copies import copy_bundle, shipped_bundle
 from monai_unet.bundles.options import options
 from monai_unet.errors import InputError
 
@@ -16,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m monai_unet.bundles")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("options", help="list the options of a config, with defaults and meaning")
-    one.add_argument("bundle", type=Path, help="its folder, or its name in the folder bundles")
+    one.add_argument("bundle", type=Path, help="its folder, or the name of one that comes with the package")
     one.add_argument("config", nargs="?", default="train", help="train (the default), inference, evaluate ...")
     new = commands.add_parser("new", help="write a bundle for the images and labels of a folder")
     new.add_argument("name", help="of the bundle: a new folder")
@@ -62,8 +63,6 @@ def _new(chosen: argparse.Namespace) -> int:
 
 
 def _copy(chosen: argparse.Namespace) -> int:
-    from monai_unet.bundles.release import copy_bundle
-
     print(copy_bundle(chosen.name, chosen.folder))
     return 0
 
@@ -76,7 +75,7 @@ def _release(chosen: argparse.Namespace) -> int:
 
 
 def _options(chosen: argparse.Namespace) -> int:
-    bundle = chosen.bundle if chosen.bundle.is_dir() else Path("bundles") / chosen.bundle
+    bundle = chosen.bundle if chosen.bundle.is_dir() else shipped_bundle(str(chosen.bundle))
     found = options(bundle / "configs" / f"{chosen.config.removesuffix('.yaml')}.yaml")
     heading, indent = "", " " * 26
     for option in found:

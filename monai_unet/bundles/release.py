@@ -1,4 +1,4 @@
-"""Weights that travel with a bundle: half as large, with their checksum; and the bundles that the package brings."""
+"""Weights that travel with a bundle: half as large, with their checksum."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from monai_unet.errors import InputError
 from monai_unet.files import replacing
 from monai_unet.networks import load_network, load_task
 
-__all__ = ["copy_bundle", "release", "shipped_folder"]
+__all__ = ["release"]
 
 #: bytes of a file of weights: several bundles are to fit into one wheel
 LARGEST = 10_000_000
-#: what belongs to a bundle, and not to its user's runs
-SHIPPED = ("LICENSE", "configs/*", "docs/**/*", "models/model.pt", "samples/*")
 
 
 def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -> Path:
@@ -73,43 +71,3 @@ def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -
     with replacing(metadata_path) as partial:
         partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
-
-
-def shipped_folder() -> Path:
-    """Name the folder of the bundles that come with the package: a wheel's, or the repository's.
-
-    >>> (shipped_folder() / "cell_segmentation" / "configs" / "train.yaml").is_file()
-    True
-    """
-    here = Path(__file__).parent
-    return here / "shipped" if (here / "shipped").is_dir() else here.parents[1] / "bundles"
-
-
-def copy_bundle(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Copy a bundle that comes with the package, its weights included.
-
-    Args:
-        name: of the bundle.
-        folder: the new folder; None for one of the bundle's name in the working folder.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        InputError: no such bundle, or the folder exists.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as home:
-    ...     sorted(path.name for path in copy_bundle("cell_segmentation", f"{home}/cells").iterdir())
-    ['LICENSE', 'configs', 'docs'...]
-    """
-    source, target = shipped_folder() / name, Path(name if folder is None else folder).expanduser().absolute()
-    known = sorted(path.parents[1].name for path in shipped_folder().glob("*/configs/metadata.json"))
-    if name not in known:
-        raise InputError(name, "no bundle of this name comes with the package", f"Choose one of {', '.join(known)}")
-    if target.exists():
-        raise InputError(target, "it exists", "Choose another folder, or remove it")
-    for path in (file for pattern in SHIPPED for file in source.glob(pattern) if file.is_file()):
-        with replacing(target / path.relative_to(source)) as partial:
-            partial.write_bytes(path.read_bytes())
-    return target

@@ -1,21 +1,20 @@
-"""Weights that a bundle is published with, and bundles that the package brings."""
+"""Weights that a bundle is published with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from monai_unet.bundles.__main__ import main
-from monai_unet.bundles.release import LARGEST, SHIPPED, copy_bundle, release, shipped_folder
+from monai_unet.bundles.release import LARGEST, release
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet, load_network, load_task
 
-REPOSITORY = Path(__file__).parents[2]
+BUNDLES = Path(__file__).parents[2] / "bundles"
 TASK = {"kind": "instances", "trained": {"seed": 0}}
 
 
@@ -73,35 +72,7 @@ def test_weights_that_are_not_released(bundle: Path, tmp_path: Path, monkeypatch
         release(tmp_path, path)
 
 
-def test_a_bundle_is_copied_without_its_users_runs(tmp_path: Path, monkeypatch, capsys) -> None:
-    source = tmp_path / "shipped" / "cells"
-    wanted = {"LICENSE", "configs/train.yaml", "configs/metadata.json", "docs/pictures/a.png", "models/model.pt"}
-    for name in (*wanted, "models/checkpoints/step_1.pt", "models/mlflow/1.json", "eval/scores.json", "predictions/a"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(name)
-    monkeypatch.setattr("monai_unet.bundles.release.shipped_folder", lambda: tmp_path / "shipped")
-    monkeypatch.chdir(tmp_path)
-    assert main(["copy", "cells"]) == 0
-    assert str(tmp_path / "cells") in capsys.readouterr().out
-    found = {path.relative_to(tmp_path / "cells").as_posix() for path in Path("cells").absolute().rglob("*.*")}
-    assert found | {"LICENSE"} == wanted | {"LICENSE"}
-    assert (tmp_path / "cells" / "LICENSE").read_text() == "LICENSE"
-    assert main(["copy", "cells", "other/place"]) == 0
-    assert (tmp_path / "other" / "place" / "models" / "model.pt").is_file()
-    with pytest.raises(InputError, match=r"cells: it exists. Choose another folder, or remove it"):
-        copy_bundle("cells")
-    assert main(["copy", "cell"]) == 1
-    assert "cell: no bundle of this name comes with the package. Choose one of cells" in capsys.readouterr().err
-
-
-def test_the_wheel_brings_what_is_copied() -> None:
-    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r'^"monai_unet.bundles.shipped" = \[(.*?)\]', text, re.DOTALL | re.MULTILINE)
-    assert listed is not None
-    assert re.findall(r'"(.*?)"', listed[1]) == [f"*/{pattern}" for pattern in SHIPPED]
-
-
-@pytest.mark.parametrize("path", sorted(shipped_folder().glob("*/models/model.pt")), ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/models/model.pt")), ids=lambda path: path.parts[-3])
 def test_shipped_weights_are_those_of_their_bundle(path: Path) -> None:
     metadata = json.loads((path.parents[1] / "configs" / "metadata.json").read_text(encoding="utf-8"))
     if "release" not in load_task(path):
