@@ -50,20 +50,30 @@ def dimension(metadata: dict) -> int:
 
 
 def check_weights(bundle: Path, given: str) -> None:
-    """Check that the bundle has models/model.pt; copy the given file there unless there is one already."""
+    """Check that the bundle has models/model.pt; copy the given file there, unless it would replace one of the user's.
+
+    The weights that the bundle was published with come back with git, or with the package.
+    """
     weights = bundle / "models" / "model.pt"
     if given:
         if not Path(given).is_file():
             raise UsageError(f"WEIGHTS={given}: no such file")
-        if weights.is_file() and weights.read_bytes() != Path(given).read_bytes():
+        wanted, present = (checksum(path) if path.is_file() else None for path in (Path(given), weights))
+        if present not in (None, wanted, metadata_of(bundle).get("weights_sha256")):
             raise UsageError(f"{weights} exists and would be overwritten; move it away, or leave out WEIGHTS")
-        if not weights.is_file():
+        if present != wanted:
             weights.parent.mkdir(exist_ok=True)
-            shutil.copyfile(given, weights)
+            partial = weights.with_name(".model.partial")
+            shutil.copyfile(given, partial)
+            partial.replace(weights)
     if not weights.is_file():
         raise UsageError(
             f"{weights} is missing: train the bundle first (see its docs/README.md), or use WEIGHTS=a/model.pt"
         )
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_studies(studies: str, dims: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import socket
@@ -70,6 +71,20 @@ def test_given_weights_are_copied_but_never_overwrite(bundle, studies, tmp_path,
     assert weights.read_bytes() == b"mine"
     serve.check_weights(bundle, str(given))  # the same again changes nothing
     serve.check_weights(bundle, str(weights))
+
+
+def test_given_weights_replace_those_that_the_bundle_was_published_with(bundle, tmp_path):
+    weights, given, metadata = bundle / "models" / "model.pt", tmp_path / "mine.pt", bundle / "configs/metadata.json"
+    published = hashlib.sha256(b"weights").hexdigest()
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "weights_sha256": published}))
+    given.write_bytes(b"mine")
+    serve.check_weights(bundle, str(given))
+    assert weights.read_bytes() == b"mine"
+    assert [path.name for path in weights.parent.iterdir()] == ["model.pt"]
+    given.write_bytes(b"mine, trained on")
+    with pytest.raises(serve.UsageError, match="exists and would be overwritten"):
+        serve.check_weights(bundle, str(given))
+    assert weights.read_bytes() == b"mine"
 
 
 def test_studies_without_a_folder_or_images(bundle, tmp_path, monkeypatch, capsys):
