@@ -96,7 +96,8 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     free = available_bytes(device) or 8 << 30
     settings = {**(PAPER_2D if fingerprint.spatial_dims == 2 else PAPER_3D)}
-    for key in ("momentum", "validation_items"):
+    unused = ("momentum", "validation_items", *(("w0", "sigma_border") if fingerprint.kind == "classes" else ()))
+    for key in unused:
         settings.pop(key, None)
     settings |= _image(fingerprint, volumes)
     settings |= _levels(fingerprint, volumes)
@@ -121,6 +122,7 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
         masks=fingerprint.label_values == [0, 255],
         sparse=True,
         components=fingerprint.label_components,
+        values=fingerprint.label_values if fingerprint.label_components else (),
         split="test" if fingerprint.items.get("test") else "validation",
         subject=f"the data set {fingerprint.name}",
     )
@@ -202,9 +204,11 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
         smallest = objects.sizes[len(objects.sizes) // 100]
         at = f"half of the smallest but for 1 % of {count} labelled objects"
     width = _rounded(objects.median_width)
-    ridge = 1 if width < 30 else 3 if width < 80 else 5
+    ridge = 1 if width < 10 else 3 if width < 80 else 5
     sigma = _rounded(min(5, max(2, width / 6)))
-    neck = int(min((objects.smallest_width + 1) / 4, 12))  # of a distance to the background of half of it and a half
+    half = (objects.smallest_width + 1) / 4  # the distance to the background is half of the width and a half
+    neck = int(min(half, objects.neck))
+    rule = "half the width of the narrowest object" if half <= objects.neck else "wider necks occur in labelled objects"
     found = {
         "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:.3g} wide"),
         "sigma_border": Setting(sigma, f'{unit}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
@@ -213,9 +217,9 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
         "grow": Setting(ridge + 1, f"{unit}; a ridge up to this wide is given back to the objects that it separates"),
         "neck": Setting(
             neck,
-            f"{unit}; objects joined by less than twice this are split: half the width of the narrowest object"
+            f"{unit}; objects joined by less than twice this are split: {rule}"
             if neck
-            else f"{unit}; none: the narrowest object is too narrow for objects to be split where they are narrow",
+            else f"{unit}; none: labelled objects are as narrow, as a whole or at a waist, as where they are joined",
         ),
     }
     if fingerprint.spatial_dims == 3:  # what the 3-D paper has not

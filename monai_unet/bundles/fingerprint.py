@@ -27,6 +27,7 @@ from monai_unet.data.volumes.checks import corner_distance, voxel_size
 from monai_unet.datasets.prepared import add_pixels
 from monai_unet.errors import InputError, raise_problems
 from monai_unet.options import parse_choice, require
+from monai_unet.transforms.rescale import TOLERANCE
 
 __all__ = ["Fingerprint", "Intensity", "take_fingerprint"]
 
@@ -110,7 +111,7 @@ class Fingerprint:
     dtypes: dict[str, int]
     #: of all images, in pixels
     sizes: list[list[int]]
-    #: median per axis, in µm (microscopy) or mm; None if no image states it
+    #: median per axis, in µm (microscopy) or mm, the lower one of two; None if no image states it
     spacing: list[float] | None
     #: the largest divided by the smallest, per axis
     spacing_spread: list[float] | None
@@ -120,7 +121,8 @@ class Fingerprint:
     intensity: list[Intensity]
     #: per channel, where the label is not background; None if it is everywhere
     foreground: list[Intensity] | None
-    #: of classes, in the order of `class_names`: 0, 1, 2 ..., or 0 and 255 of masks; of instances 0 and 1
+    #: of classes, in the order of `class_names`: 0, 1, 2 ..., or 0 and 255 of masks; of instances 0 and 1, or what the
+    #: masks hold whose connected components they are
     label_values: list[int]
     #: with the background
     class_names: list[str]
@@ -130,7 +132,7 @@ class Fingerprint:
     unlabelled: float
     #: median size of the box around the foreground, in pixels per axis; None without any
     extent: list[float] | None
-    #: of instances
+    #: of instances, in pixels of `spacing` where images state another one
     objects: Objects | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     problems, facts = list(items.problems), list[_Facts]()
     listed = [(name, item) for name, some in items.lists.items() for item in some]
     digest = None if items.checksum else hashlib.sha256()
+    masks = set[int]()
     for name, item in tqdm(listed, desc="fingerprint", unit=" images", leave=False, disable=None):
         try:
             with keeping_decoded():
@@ -206,7 +209,9 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
             problems.append(error)
             continue
         if label_components:
-            sample = sample._replace(label=ndimage.label(sample.label)[0])
+            pieces = ndimage.label(sample.label)[0]
+            masks.update(np.unique(sample.label).tolist())
+            sample = sample._replace(label=pieces)
         facts.append(_measure(item, sample, kind, name != "test", len(listed)))
     if not items.problems and len(listed) < 4:
         problem = f"{len(listed)} images with labels: too few to train on some, choose by others and test on the rest"
@@ -225,6 +230,8 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
         problems += class_problems(items.folder, labels, items.class_names)
     raise_problems(items.folder, problems)
     checksum = items.checksum or (digest.hexdigest() if digest else "")
+    of_labels = _of_labels(facts, items.class_names, str(kind))
+    of_labels |= {"label_values": sorted(masks)} if label_components else {}
     return Fingerprint(
         name=items.name,
         checksum=checksum,
@@ -233,7 +240,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
         reason=reason,
         label_components=label_components,
         **_of_images(facts, items.channel_names),
-        **_of_labels(facts, items.class_names, str(kind)),
+        **of_labels,
     )
 
 
@@ -378,7 +385,7 @@ def _of_images(facts: Sequence[_Facts], names: Sequence[str]) -> dict[str, Any]:
     gray = sum(fact.gray for fact in facts)
     colour = all(fact.colour or fact.channels == 1 for fact in facts) and gray < len(facts)
     channels = 1 if gray == len(facts) else max(fact.channels for fact in facts)
-    known = np.array([fact.spacing for fact in facts if np.isfinite(fact.spacing).all()])
+    known, spacing = _spacings(facts)
     training = [fact for fact in facts if fact.training]
 
     def intensities(name: str, extremes: bool) -> list[Intensity] | None:
@@ -412,12 +419,29 @@ def _of_images(facts: Sequence[_Facts], names: Sequence[str]) -> dict[str, Any]:
         "modality": modality,
         "dtypes": dict(Counter(fact.dtype for fact in facts).most_common()),
         "sizes": [list(fact.size) for fact in facts],
-        "spacing": np.median(known, axis=0).tolist() if len(known) else None,
+        "spacing": spacing.tolist() if len(known) else None,
         "spacing_spread": (known.max(0) / known.min(0)).tolist() if len(known) else None,
         "unknown_spacing": len(facts) - len(known),
         "intensity": intensity,
         "foreground": intensities("foreground", False),
     }
+
+
+def _spacings(facts: Sequence[_Facts]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the images that state it, and the median per axis, of an even number the lower one: one that occurs."""
+    known = np.array([fact.spacing for fact in facts if np.isfinite(fact.spacing).all()])
+    return known, np.percentile(known, 50, axis=0, method="lower") if len(known) else np.full(0, np.nan)
+
+
+def _objects(facts: Sequence[_Facts], spacing: np.ndarray) -> list[Measures]:
+    """The objects of each image, in pixels of the data set's size, to which it is going to be rescaled."""
+    found = []
+    for fact in facts:
+        ratio = fact.spacing / spacing if len(spacing) else np.ones(1)
+        rescaled = np.isfinite(ratio).all() and (np.abs(ratio - 1) > TOLERANCE).any()
+        if fact.objects:
+            found.append(fact.objects.in_pixels_of(ratio) if rescaled else fact.objects)
+    return found
 
 
 def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> dict[str, Any]:
@@ -431,10 +455,9 @@ def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> 
     else:
         values = class_values([fact.labels for fact in facts])
         pixels = [counts[value] for value in values]
-        texts = [
-            names.get(value, names.get(number, f"class {number}" if number else "background"))
-            for number, value in enumerate(values)
-        ]
+        unnamed = [f"class {number}" for number in range(len(values))] if len(values) > 2 else ["", "foreground"]
+        unnamed[0] = "background"
+        texts = [names.get(value, names.get(number, unnamed[number])) for number, value in enumerate(values)]
     extents = [fact.extent for fact in training if fact.extent]
     return {
         "label_values": values,
@@ -442,5 +465,5 @@ def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> 
         "shares": [number / max(sum(pixels), 1) for number in pixels],
         "unlabelled": 1 - sum(pixels) / (counts.total() + ignored),
         "extent": np.median(extents, axis=0).tolist() if extents else None,
-        "objects": Objects.of([fact.objects for fact in training if fact.objects]) if kind == "instances" else None,
+        "objects": Objects.of(_objects(training, _spacings(facts)[1])) if kind == "instances" else None,
     }

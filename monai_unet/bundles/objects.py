@@ -16,6 +16,8 @@ __all__ = ["Objects", "measure"]
 REACH = {2: 16, 3: 8}
 #: pixels of a box beyond which only every n-th along each axis counts
 BOX = 2**16
+#: pixels: no object is split at wider ones
+NECK = 12
 #: sizes that a summary keeps
 KEPT = 10_000
 
@@ -32,6 +34,24 @@ class Measures(NamedTuple):
     #: of those that are in one piece
     widths: list[float]
     gaps: list[float]
+    #: the largest ``neck`` of `LabelInstances`, up to 12, that splits none of its parts off
+    necks: list[float]
+
+    def in_pixels_of(self, ratio: np.ndarray) -> Measures:
+        """Convert to pixels of another size; ``ratio`` is the present size divided by that one, per axis.
+
+        >>> Measures([40], [(8, 5)], {1: 1}, [5.0], [2.0], [4.0]).in_pixels_of(np.array([0.5, 0.5]))
+        Measures(sizes=[10], extents=[(4, 2)], pieces={1: 1}, widths=[2.5], gaps=[1.0], necks=[2.0])
+        """
+        length = float(ratio.prod() ** (1 / len(ratio)))
+        return Measures(
+            [round(size * float(ratio.prod())) for size in self.sizes],
+            [tuple(np.rint(extent * ratio).astype(int).tolist()) for extent in self.extents],
+            self.pieces,
+            [width * length for width in self.widths],
+            [gap * length for gap in self.gaps],
+            [neck * length for neck in self.necks],
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,8 @@ class Objects:
     #: the percentiles 5, 25 and 50 of the background pixels between an object and the nearest other, as far as `reach`
     gaps: list[float]
     reach: int
+    #: the largest ``neck`` of `LabelInstances`, up to 12, that splits at most one in a hundred
+    neck: float
 
     @classmethod
     def of(cls, images: Sequence[Measures]) -> Objects | None:
@@ -72,6 +94,7 @@ class Objects:
         kept = np.linspace(0, len(sizes) - 1, min(len(sizes), KEPT)).round().astype(int)
         extents = np.array([extent for image in images for extent in image.extents])
         widths = [width for image in images for width in image.widths] or [math.nan]
+        necks = [neck for image in images for neck in image.necks] or [0.0]
         reach = REACH[extents.shape[1]]
         gaps = np.array([gap for image in images for gap in image.gaps] or [reach]).clip(max=reach)
         return cls(
@@ -87,6 +110,7 @@ class Objects:
             touching=float((gaps < 1).mean()),
             gaps=[float(number) for number in np.percentile(gaps, (5, 25, 50))],
             reach=reach,
+            neck=float(np.percentile(necks, 1, method="lower")),
         )
 
 
@@ -103,7 +127,8 @@ def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
     >>> ids = np.zeros((20, 20), int)
     >>> ids[2:7, 2:7], ids[2:9, 11:18] = 1, 5
     >>> measure(ids)
-    Measures(sizes=[25, 49], extents=[(5, 5), (7, 7)], pieces={1: 1, 5: 1}, widths=[5.0, 7.0], gaps=[4.0, 4.0])
+    Measures(sizes=[25, 49], extents=[(5, 5), (7, 7)], pieces={1: 1, 5: 1}, widths=[5.0, 7.0], gaps=[4.0, 4.0],
+    necks=[12.0, 12.0])
     """
     values = None
     if ids.max(initial=0) > ids.size:  # time and memory of find_objects depend on the largest
@@ -112,7 +137,7 @@ def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
         values = values if values[0] == 0 else np.append(0, values)
     sizes = np.bincount(ids.ravel())
     boxes = [(number, box) for number, box in enumerate(ndimage.find_objects(ids), 1) if box is not None]
-    found = Measures([], [], {}, [], [])
+    found = Measures([], [], {}, [], [], [])
     for number, box in boxes:
         found.sizes.append(int(sizes[number]))
         found.extents.append(tuple(part.stop - part.start for part in box))
@@ -123,7 +148,9 @@ def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
         pieces = _pieces(mask)
         found.pieces[number if values is None else int(values[number])] = pieces
         if pieces == 1:
-            found.widths.append(_width(mask))
+            depth, step = _depth(mask)
+            found.widths.append(float(step * max(2 * depth.max() - 1, 1)))
+            found.necks.append(float(min(step * _neck(depth), NECK)))
             found.gaps.append(_gap(ids, box, number))
     return found
 
@@ -142,11 +169,17 @@ def _thinned(array: np.ndarray) -> tuple[np.ndarray, int]:
     return array[(slice(None, None, step),) * array.ndim], step
 
 
-def _width(mask: np.ndarray) -> float:
+def _depth(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """How far each pixel of an object is from the surface, in steps, and the pixels of a step."""
     thin, step = _thinned(mask)
     framed = np.zeros([length + 2 for length in thin.shape], bool)
     framed[(slice(1, -1),) * thin.ndim] = thin
-    return float(step * max(2 * ndimage.distance_transform_edt(framed).max() - 1, 1))
+    return ndimage.distance_transform_edt(framed), step
+
+
+def _neck(depth: np.ndarray) -> int:
+    """The depth up to which an object shrinks without falling apart."""
+    return next((n - 1 for n in range(1, min(int(depth.max()), NECK) + 1) if ndimage.label(depth > n)[1] > 1), NECK)
 
 
 def _gap(ids: np.ndarray, box: tuple[slice, ...], number: int) -> float:

@@ -98,6 +98,7 @@ class Plan:
         masks: labels of two classes are stored as 0 and 255.
         sparse: parts of the images may be not labelled.
         components: the instances are the connected components of masks.
+        values: of these masks.
         card: of the data set that the bundle is shipped for.
         thing: what an object is called.
         things: several of them.
@@ -108,7 +109,7 @@ class Plan:
         metadata: entries of metadata.json.
 
     >>> Plan("mine", "instances", 2, False, ["image"], ["background", "cell"], "microscopy", PAPER_2D).outputs
-    ['background', 'object']
+    ['background', 'cell']
     """
 
     name: str
@@ -125,6 +126,7 @@ class Plan:
     masks: bool = False
     sparse: bool = False
     components: bool = False
+    values: Sequence[int] = ()
     card: str | None = None
     thing: str = "object"
     things: str = "objects"
@@ -147,12 +149,12 @@ class Plan:
     @property
     def pages(self) -> bool:
         """Whether a stack is trained on and predicted page by page."""
-        return self.dims == 2 and self.kind == "classes" and not self.volumes
+        return self.membranes
 
     @property
     def per_class(self) -> bool:
-        """Whether scores are reported class by class."""
-        return not self.weight_map
+        """Whether scores are reported class by class, too."""
+        return not self.weight_map and len(self.class_names) > 2
 
     @property
     def channels(self) -> int:
@@ -162,7 +164,7 @@ class Plan:
     @property
     def outputs(self) -> list[str]:
         """Names of the network's output channels."""
-        return [self.class_names[0], self.thing] if self.instances else list(self.class_names)
+        return list(self.class_names)
 
     @property
     def label_values(self) -> list[int]:

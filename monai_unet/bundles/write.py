@@ -71,6 +71,7 @@ def _helpers(plan: Plan) -> dict[str, Callable[..., str]]:
         return ", ".join(f"{number} {name}" for number, name in enumerate(names))
 
     return {
+        "line": _line,
         "options": options,
         "compact": compact,
         "task": task,
@@ -106,12 +107,19 @@ def bundle_files(plan: Plan) -> dict[str, str]:
     if not plan.compact:
         names.remove("configs/compact.yaml")
     files = {name: environment.get_template(name).render() for name in names}
-    # a block without content leaves an empty line where none belongs
-    files = {
-        name: re.sub(r"\n{2,}(?=[ -]|\n)", "\n", text) if name[:7] == "configs" else text
-        for name, text in files.items()
-    }
+    files = {name: _tidied(text) if name[:7] == "configs" else text for name, text in files.items()}
     return {**files, "configs/metadata.json": json.dumps(metadata(plan), indent=2, ensure_ascii=False) + "\n"}
+
+
+def _tidied(text: str) -> str:
+    """A block without content leaves no empty line; a comment that would make its line too long stands above it."""
+    text = re.sub(r"\n{2,}(?=[ -]|\n)", "\n", text)
+    return re.sub(
+        r"^( *)(\S.*?) +# (.*)$",
+        lambda line: line[0] if len(line[0]) <= WIDTH else f"{line[1]}# {line[3]}\n{line[1]}{line[2]}",
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def _stripped(macro: Callable[..., str]) -> Callable[..., str]:

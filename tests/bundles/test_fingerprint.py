@@ -86,8 +86,8 @@ def test_instances_in_closed_form(tmp_path):
     assert found.extent == [18, 14]
     assert found.objects.per_image == [3, 1, 2, 2]
     assert found.objects.count == 8
-    assert (found.objects.smallest, found.objects.median, found.objects.largest) == (25, 25, 25)
-    assert found.objects.sizes == [25] * 8
+    assert (found.objects.smallest, found.objects.median, found.objects.largest) == (25, 25, 100)
+    assert found.objects.sizes == [25] * 6 + [100] * 2, "in pixels of 0.5 µm"
     assert (found.objects.smallest_width, found.objects.median_width, found.objects.extent) == (5, 5, [5, 5])
     assert found.objects.touching == 2 / 8
     gaps = [0, 0, np.hypot(14, 9) - 1, 16, 16, 16, 3, 3]  # none, at an angle, out of reach, three rows

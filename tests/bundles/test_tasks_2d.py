@@ -1,0 +1,306 @@
+"""2-D tasks, from raw files to a bundle that trains, predicts and is served: what is planned, and its scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+import test_label_contract
+import test_model_zoo
+import tifffile
+import torch
+import zarr
+from bundle_driver import EVALUATE, driver
+from PIL import Image
+from scipy import ndimage
+from tasks import histology, nuclei, three_classes, two_channels
+
+from monai_unet.bundles import decide
+from monai_unet.bundles.new import new_bundle
+from monai_unet.bundles.options import options
+from monai_unet.bundles.plan import Plan
+from monai_unet.data import MicroscopyReader
+from monai_unet.metrics import seg_measure
+from monai_unet.networks import ValidUNet, load_network, load_task
+from monai_unet.tracking.model import Segmentation, save_model
+
+pytestmark = [
+    pytest.mark.usefixtures("elsewhere"),
+    # warnings of torch and MONAI: TorchScript inside ignite, eval() of configs, optional nvImageCodec
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+#: what a test can afford; all else is as planned
+SHORT = {"features": [8, 16, 32], "tile_size": 100, "max_epochs": 2, "steps_per_epoch": 80, "val_interval": 1}
+SHORT |= {"learning_rate": 0.003}
+CPU = {"device": "cpu", "averaging": "none"}
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Callable[..., tuple[Path, Path, Plan]]:
+    """Data, bundle and plan of a task; steps are measured elsewhere, here one takes half a second."""
+    made: dict[str, tuple[Path, Path, Plan]] = {}
+
+    def plan(make: Callable[[Path], Path], **given: Any) -> tuple[Path, Path, Plan]:
+        name = "_".join([make.__name__, *given])
+        if name not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(decide, "_measure", lambda *_: decide.Cost(0.5, 0.1, 1, 2**30, "cpu"))
+                patch.setattr(decide, "_step_seconds", lambda *_: (0.5, 2**30))
+                data = make(tmp_path_factory.mktemp("data"))
+                made[name] = (data, *new_bundle(name, data, tmp_path_factory.mktemp("bundles"), minutes=10, **given))
+        return made[name]
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def trained(planned, store, tmp_path_factory) -> Callable[..., tuple[Path, Path, dict[str, float]]]:
+    """Data and bundle of a task, and the scores of its evaluation after a short training."""
+    scores: dict[Path, dict[str, float]] = {}
+
+    def train(make: Callable[[Path], Path], **given: Any) -> tuple[Path, Path, dict[str, float]]:
+        data, folder, _ = planned(make, **given)
+        if folder not in scores:
+            run = driver(folder)[1]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MLFLOW_TRACKING_URI", store)
+                patch.chdir(tmp_path_factory.mktemp("cwd"))
+                run("train", **SHORT, device="cpu")
+                run(EVALUATE, **CPU)
+            scores[folder] = json.loads((folder / "eval" / "scores.json").read_text())["overall"]
+        return data, folder, scores[folder]
+
+    return train
+
+
+def values(plan: Plan) -> dict[str, Any]:
+    return {name: setting.value for name, setting in plan.settings.items()}
+
+
+def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
+    """Six images of 0.5 µm and two of 0.25 µm, whose nuclei have four times as many pixels."""
+    data, _, plan = planned(nuclei)
+    ids = tifffile.imread(data / "labels" / "well0.tif")
+    smallest = np.bincount(ids.ravel())[1:].min()
+    assert 150 < smallest < 165
+    found = values(plan)
+    assert (plan.kind, plan.channel_names, plan.class_names) == ("instances", ["image"], ["background", "object"])
+    assert found["pixel_size_um"] == [0.5, 0.5]
+    assert found["rescale"] is True
+    assert found["min_size"] == pytest.approx(smallest / 2, abs=5)
+    assert "half of the smallest of 128 labelled objects" in plan.settings["min_size"].why
+    assert (found["ridge"], found["grow"]) == (3, 4), "of 13 pixels in width"
+    assert found["neck"] == 3
+    assert len(found["features"]) == 4, "20 pixels of context are less than two nuclei are long, 44 are more"
+
+
+def test_channels_have_the_names_that_the_data_set_gives_them(planned):
+    _, folder, plan = planned(two_channels)
+    found = values(plan)
+    assert (plan.kind, plan.channel_names, plan.class_names) == (
+        "instances",
+        ["brightfield", "DAPI"],
+        ["background", "nucleus"],
+    )
+    assert (found["in_channels"], plan.split) == (2, "test")
+    assert "pixel_size_um" not in found, "the files state none"
+    item = json.loads((folder / "data" / "dataset.json").read_text())["training"][0]["image"]
+    assert [Path(file).name for file in item] == ["x0_0000.tif", "x0_0001.tif"]
+
+
+def test_classes_weigh_by_the_root_of_their_rarity(planned):
+    data, _, plan = planned(three_classes)
+    counts = sum(np.bincount(np.asarray(Image.open(file)).ravel(), minlength=256) for file in data.glob("labels/*"))
+    assert counts[255] == 4 * 128 * 30
+    found = values(plan)
+    assert (plan.kind, plan.class_names) == (
+        "classes",
+        ["background", "lipid droplet", "mitochondrion", "granule"],
+    )
+    assert found["class_weights"] == pytest.approx(np.sqrt(counts[:4].max() / counts[:4]), rel=0.01)
+    assert not found.keys() & {"w0", "sigma_border", "ridge", "min_size", "pixel_size_um"}
+
+
+def test_masks_of_colour_images(planned):
+    _, _, plan = planned(histology)
+    assert (plan.kind, plan.channel_names, plan.class_names) == (
+        "classes",
+        ["red", "green", "blue"],
+        ["background", "foreground"],
+    )
+    assert plan.colour
+    assert plan.masks
+    _, _, joined = planned(histology, label_components=True)
+    assert (joined.kind, joined.values) == ("instances", [0, 255])
+    assert values(joined)["neck"] <= 1, "two discs in touch are one piece, with a waist"
+
+
+@pytest.mark.parametrize("make", [nuclei, two_channels, three_classes, histology])
+def test_the_bundle_passes_the_checks_of_the_model_zoo_and_lists_its_options(make, planned, tmp_path, monkeypatch):
+    _, folder, plan = planned(make)
+    monkeypatch.setattr(test_model_zoo, "BUNDLES", folder.parent)
+    test_model_zoo.test_verify_metadata(folder.name, tmp_path)
+    test_model_zoo.test_verify_net_in_out(folder.name, "train", tmp_path)
+    test_model_zoo.test_what_the_metadata_say_of_channels_and_values(folder.name)
+    listed = {option.name for file in folder.glob("configs/[ti]*.yaml") for option in options(file)}
+    assert listed >= plan.settings.keys()
+    text = "\n".join(file.read_text() for file in folder.glob("configs/*.yaml"))
+    assert "{{" not in text
+    assert "\n\n\n" not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_pieces_of_a_mask_are_instances(planned):
+    data, folder, _ = planned(histology, label_components=True)
+    workflow = driver(folder)[0]("train", **SHORT, device="cpu")
+    item = workflow.parser.get_parsed_content("validate#dataset")[0]
+    mask = np.asarray(Image.open(data / "masks" / "core6.png"))
+    pieces, count = ndimage.label(mask)
+    assert np.array_equal(item["label"][0], pieces)
+    assert count > 2
+    assert np.array_equal(item["classes"][0], mask > 0), "no ridge: separate pieces are not in touch"
+
+
+def test_gray_images_start_from_the_weights_of_colours(planned, tmp_path, caplog):
+    """The head is new, for other classes; the first convolution is summed, and all else as it was."""
+    colour = ValidUNet(2, 3, 2, features=SHORT["features"], norm="batch")
+    torch.save({"model": colour.state_dict(), "task": {"kind": "classes"}}, tmp_path / "model.pt")
+    build = driver(planned(three_classes)[1])[0]
+    with caplog.at_level("INFO"):
+        workflow = build("train", **SHORT, device="cpu", init_weights=str(tmp_path / "model.pt"))
+    network = workflow.parser.get_parsed_content("network")
+    first, theirs = network.encoder[0].conv1.weight, colour.encoder[0].conv1.weight
+    assert torch.allclose(first, theirs.sum(1, keepdim=True))
+    assert torch.equal(network.encoder[2].conv2.weight, colour.encoder[2].conv2.weight)
+    assert network.head.weight.shape[0] == 4
+    assert "summed over its 3 channels; the head is new, for 4 classes instead of 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_small_nuclei_of_two_pixel_sizes(trained, tmp_path):
+    data, folder, scores = trained(nuclei)
+    assert scores["seg"] > 0.7
+    task = load_task(folder / "models" / "model.pt")
+    assert (task["pixel_size_um"], task["kind"]) == ([0.5, 0.5], "instances")
+    run = driver(folder)[1]
+    run("inference", **CPU, input=str(data / "images"), output_dir=str(tmp_path))
+    assert len(list(tmp_path.glob("*_instances.tif"))) == len(list(tmp_path.glob("*.geojson"))) == 8
+    for name, size, pixel in (("well6", 128, 0.5), ("well7", 256, 0.25)):
+        ids, label = (
+            tifffile.imread(file) for file in (tmp_path / f"{name}.ome_instances.tif", data / "labels" / f"{name}.tif")
+        )
+        assert ids.shape == (size, size), "the image's own grid"
+        assert seg_measure(label, ids) > 0.7
+        meta = MicroscopyReader().get_data([tmp_path / f"{name}.ome_instances.tif"])[1]
+        assert meta["pixel_size_um"] == pytest.approx([pixel, pixel], rel=1e-3)
+    run(
+        "inference",
+        **CPU,
+        input=str(data / "images" / "well7.ome.tif"),
+        output_dir=str(tmp_path / "own"),
+        rescale="false",
+    )
+    own = tifffile.imread(tmp_path / "own" / "well7.ome_instances.tif")
+    assert own.shape == ids.shape
+    assert not np.array_equal(own, ids), "the network sees nuclei of twice the size"
+    _served_and_registered(folder, data / "images" / "well6.ome.tif", tmp_path / "well6.ome_instances.tif", tmp_path)
+
+
+def _served_and_registered(folder: Path, image: Path, result: Path, tmp_path: Path) -> None:
+    """MONAI Label and the model in MLflow give what was predicted, without averaging."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    config = copy / "configs" / "inference.yaml"
+    config.write_text(config.read_text().replace("averaging: all", "averaging: none"))
+    expected = tifffile.imread(result)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_label_contract, "BUNDLES", tmp_path)
+        mask, _ = test_label_contract.Server(copy)(image)
+    assert np.array_equal(mask, expected)
+    save_model(tmp_path / "mlflow", copy / "models" / "model.pt", config, {"tile_size": SHORT["tile_size"]})
+    array = MicroscopyReader().get_data([image])[0]
+    assert np.array_equal(Segmentation(tmp_path / "mlflow" / "data" / "bundle").predict(array), expected)
+
+
+@pytest.mark.slow
+def test_the_signal_is_in_the_dim_channel(trained, tmp_path):
+    data, folder, scores = trained(two_channels)
+    assert scores["seg"] > 0.7
+    run = driver(folder)[1]
+    run("inference", **CPU, input=str(data / "imagesTs"), output_dir=str(tmp_path / "out"))
+    assert {file.name for file in (tmp_path / "out").glob("*.tif")} == {
+        f"x{number}_{kind}.tif" for number in (8, 9) for kind in ("instances", "probability")
+    }
+    images = [tifffile.imread(data / "imagesTs" / f"x8_000{channel}.tif") for channel in (0, 1)]
+    tifffile.imwrite(tmp_path / "large.ome.tif", np.stack(images), metadata={"axes": "CYX"}, photometric="minisblack")
+    out = tmp_path / "large.ome.zarr"
+    monai.bundle.run(
+        config_file=str(folder / "configs" / "inference_large.yaml"),
+        meta_file=str(folder / "configs" / "metadata.json"),
+        bundle_root=str(folder),
+        input=str(tmp_path / "large.ome.tif"),
+        output=str(out),
+        device="cpu",
+    )
+    group = zarr.open_group(out, mode="r")
+    ids = tifffile.imread(tmp_path / "out" / "x8_instances.tif")
+    assert np.array_equal(group["labels/instances/0"][:], ids), "tile by tile as in one pass"
+
+
+@pytest.mark.slow
+def test_classes_of_partly_labelled_images(trained, tmp_path):
+    data, folder, scores = trained(three_classes)
+    assert scores.keys() == {"dice", "dice_lipid droplet", "dice_mitochondrion", "dice_granule"}
+    assert scores["dice"] > 0.85
+    run = driver(folder)[1]
+    run("inference", **CPU, input=str(data / "images"), output_dir=str(tmp_path))
+    found, label = (
+        tifffile.imread(tmp_path / "slice7_label.tif"),
+        np.asarray(Image.open(data / "labels" / "slice7.png")),
+    )
+    assert (found.dtype, set(np.unique(found))) == (np.uint8, {0, 1, 2, 3})
+    assert (found == label)[label < 255].mean() > 0.95
+    assert len(np.unique(found[:, :30])) > 1, "where nobody has labelled"
+
+
+@pytest.mark.slow
+def test_glands_of_colour_images(trained, tmp_path):
+    data, folder, scores = trained(histology)
+    assert scores.keys() == {"dice"}
+    assert scores["dice"] > 0.9
+    gray = tmp_path / "images" / "gray.png"
+    gray.parent.mkdir()
+    Image.open(data / "images" / "core7.png").convert("L").save(gray)
+    shutil.copy(data / "images" / "core7.png", gray.parent)
+    driver(folder)[1]("inference", **CPU, input=str(gray.parent), output_dir=str(tmp_path / "out"))
+    found, mask = (
+        tifffile.imread(tmp_path / "out" / "core7_label.tif"),
+        np.asarray(Image.open(data / "masks" / "core7.png")),
+    )
+    assert set(np.unique(found)) == {0, 255}, "as the labels were"
+    assert (found == mask).mean() > 0.95
+    assert tifffile.imread(tmp_path / "out" / "gray_label.tif").shape == mask.shape, "gray is a colour"
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_colours_to_gray(trained, planned, tmp_path):
+    colours = trained(histology)[1] / "models" / "model.pt"
+    run = driver(planned(three_classes)[1])[1]
+    start = {"init_weights": str(colours), "output_dir": str(tmp_path), "learning_rate": 0}
+    run("train", **{**SHORT, "max_epochs": 1, "steps_per_epoch": 2, **start}, device="cpu")
+    network, theirs = (load_network(file) for file in (tmp_path / "model.pt", colours))
+    assert (network.in_channels, network.out_channels) == (1, 4)
+    assert torch.equal(network.encoder[1].conv1.weight, theirs.encoder[1].conv1.weight)
+
+
+@pytest.mark.slow
+def test_glands_as_instances(trained):
+    _, _, scores = trained(histology, label_components=True)
+    assert scores["seg"] > 0.8
