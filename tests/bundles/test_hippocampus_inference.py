@@ -56,7 +56,7 @@ def test_bright_voxels_of_a_nifti_file(tmp_path: Path, checkpoint: Path) -> None
     image.header.set_xyzt_units("mm")
     nib.save(image, tmp_path / "image.nii")
     predict(tmp_path / "image.nii", checkpoint)
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*_seg*")
     mask = nib.load(path)
     assert path.name.endswith("_seg.nii")
     assert mask.get_data_dtype() == np.uint8
@@ -70,7 +70,7 @@ def test_real_mr_series(tmp_path: Path, checkpoint: Path) -> None:
         pytest.skip("MONAI_UNET_DATA is not set: the real series are not here")
     root = Path(os.environ["MONAI_UNET_DATA"]) / "dicom" / "hippocampus_mr"
     predict(root, checkpoint)
-    found = [pydicom.dcmread(path) for path in (tmp_path / "out").iterdir()]
+    found = [pydicom.dcmread(path) for path in (tmp_path / "out").glob("*_seg.dcm")]
     sources = {}
     for path in root.rglob("*.dcm"):
         dataset = pydicom.dcmread(path)

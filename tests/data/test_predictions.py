@@ -65,8 +65,8 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str]:
-    """Run the bundle's inference with `Coded` as its network; names of the files in the output folder."""
-    coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "inferer": {"_target_": "SimpleInferer"}}
+    """Run the bundle's inference with `Coded` as its network; names of the masks and reports in the output folder."""
+    coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "task": {}, "inferer": {"_target_": "SimpleInferer"}}
     options = {**coded, "spacing": [0, 0, 0], **override}  # 0: unchanged
     workflow = build("inference", input=str(root), output_dir=str(out), device="cpu", **options)
     if status:
@@ -75,7 +75,7 @@ def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str
         assert caught.value.code == status
     else:
         workflow.run()
-    return sorted(path.name for path in out.iterdir())
+    return sorted(path.name for path in out.iterdir() if path.name != "summary.csv")
 
 
 @pytest.mark.timeout(1200)  # 30 studies
@@ -233,6 +233,31 @@ def test_a_terminal_shows_how_long_it_will_take(
     predict_studies(studies, SupervisedEvaluator("cpu", data, network=None), writer)
     assert bool(re.search(r"predicting: .* 3/3 \[\d\d:\d\d<00:00", screen.getvalue())) == terminal
     assert terminal or screen.getvalue() == ""
+
+
+def test_volumes_of_the_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Voxels of 1 × 2 × 3 mm; a study that is predicted later has a row, too, and a corrected mask keeps its own."""
+    series(tmp_path / "in" / "one", "one", slices=range(3))
+    nifti(tmp_path / "in" / "a.nii.gz", shape=(9, 8, 7))
+    out, summary = tmp_path / "out", tmp_path / "out" / "summary.csv"
+    (name,) = {*predict(tmp_path / "in" / "a.nii.gz", out)}
+    counts = np.bincount(np.asanyarray(nib.load(out / name).dataobj).ravel(), minlength=3)
+    anterior, posterior = (f"{count * 6 / 1000:.8g}" for count in counts[1:])
+    assert posterior != "0"
+    pseudonym = name.partition("_")[0]
+    head, row = summary.read_text().splitlines()
+    assert head == "study,Anterior hippocampus_ml,Posterior hippocampus_ml"
+    assert row == f"{pseudonym},{anterior},{posterior}"
+    assert f", Anterior hippocampus {float(anterior):.4g} ml, Posterior" in capsys.readouterr().out
+    predict(tmp_path / "in", out)
+    assert summary.read_text().splitlines()[:2] == [head, row]
+    (other,) = summary.read_text().splitlines()[2:]
+    summary.write_text(summary.read_text().replace(other, f"{Pseudonyms()(uid('one'))},by,hand"))
+    predict(tmp_path / "in", out, rtstruct="true")
+    assert summary.read_text().endswith("by,hand\n"), "its SEG may have been corrected"
+    summary.write_text("a;b")
+    with pytest.raises(InputError, match="summary.csv: a table without a column 'study'; its first line is 'a;b'"):
+        without_reading(tmp_path / "in", out)
 
 
 def test_rtstruct_on_request(tmp_path: Path) -> None:
@@ -441,7 +466,7 @@ def test_deidentified_results_keep_no_word_of_patient_or_study(tmp_path: Path) -
     private = {**dict.fromkeys(text + more, MARK), "StudyDate": "19991231", "PatientBirthDate": "19991230"}
     series(tmp_path / "in", "one", slices=range(3), **private, PatientSex="F", PatientAge="042Y")
     predict(tmp_path / "in", tmp_path / "out", rtstruct="true", deidentify="true")
-    for path in (tmp_path / "out").iterdir():
+    for path in (tmp_path / "out").glob("*.dcm"):
         content, dataset = path.read_bytes(), pydicom.dcmread(path)
         assert not any(secret in content for secret in (MARK.encode(), b"19991231", b"19991230", b"042Y"))
         assert (dataset.StudyInstanceUID, dataset.PatientIdentityRemoved) == (uid("study"), "YES")
@@ -514,7 +539,7 @@ def test_the_command_ends_with_status_1_and_prints_no_path(tmp_path: Path) -> No
     assert result.returncode == 1, result.stderr
     assert "1 of 2 studies have results" in result.stdout
     assert MARK not in result.stdout + result.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".dcm", ".json", ".csv"}
 
 
 def test_names_on_request(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from monai.data.image_writer import ImageWriter
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
+from monai_unet.data.microscopy.measures import can_measure, measure
+from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool
 
@@ -101,16 +104,17 @@ def _rings(pieces: np.ndarray) -> Iterator[tuple[int, Ring]]:
             yield int(piece[top]), [*ring, ring[0]]
 
 
-def outlines(ids: NdarrayOrTensor) -> dict[str, Any]:
+def outlines(ids: NdarrayOrTensor, measures: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Outline instances as a GeoJSON FeatureCollection (RFC 7946), one feature per instance.
 
     Args:
         ids: instance ids (H, W), whole numbers of any dtype, 0 = background.
+        measures: of these instances, as :func:`monai_unet.data.microscopy.measures.measure` returns them.
 
     Returns:
         The polygons of :func:`instance_polygons`, which are pixels as QuPath draws them. Features are in ascending
-        order of the ids, of QuPath's type "detection" and class "cell"; a feature's name is its id. An instance in
-        several pieces is a MultiPolygon.
+        order of the ids, of QuPath's type "detection" and class "cell"; a feature's name is its id, its "measurements"
+        are those that are known. An instance in several pieces is a MultiPolygon.
 
     Raises:
         ValueError: not (H, W).
@@ -121,11 +125,16 @@ def outlines(ids: NdarrayOrTensor) -> dict[str, Any]:
     ('7', 'Polygon', [[[1, 1], [3, 1], [3, 2], [1, 2], [1, 1]]])
     """
     features = []
+    columns = {column: values.tolist() for column, values in (measures or {}).items()}
+    rows = dict(zip(columns.pop("label", []), zip(*columns.values(), strict=True), strict=True))
     for name, polygons in instance_polygons(ids).items():
         geometry: dict[str, Any] = {"type": "Polygon", "coordinates": polygons[0]}
         if len(polygons) > 1:
             geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties = {"objectType": "detection", "name": str(name), "classification": {"name": "cell"}}
+        properties: dict[str, Any] = {"objectType": "detection", "name": str(name), "classification": {"name": "cell"}}
+        if name in rows:
+            known = zip(columns, rows[name], strict=True)
+            properties["measurements"] = {column: value for column, value in known if not math.isnan(value)}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return {"type": "FeatureCollection", "features": features}
 
@@ -137,6 +146,7 @@ class OutlinesWriter(ImageWriter):
 
     Args:
         overwrite: whether an existing file is replaced, else it is left alone; "true" and "false" are understood.
+        reader: reads the image again, as it is in the file, to measure the instances; None: they are not measured.
 
     >>> import json, tempfile
     >>> import numpy as np
@@ -148,21 +158,27 @@ class OutlinesWriter(ImageWriter):
     1
     """
 
-    def __init__(self, overwrite: bool | str = True, **kwargs: Any) -> None:
+    def __init__(self, overwrite: bool | str = True, reader: MicroscopyReader | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.overwrite = parse_bool("overwrite", overwrite)
+        self.overwrite, self.reader = parse_bool("overwrite", overwrite), reader
+        self.image: Any = None
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the ids; ``channel_dim`` is None where there is no channel axis."""
         array: np.ndarray = convert_to_numpy(data_array)
-        self.data_obj = outlines(array if channel_dim is None else np.squeeze(array, channel_dim))
+        self.data_obj = array if channel_dim is None else np.squeeze(array, channel_dim)
 
     def set_metadata(self, meta_dict: Any = None, **options: Any) -> None:
-        """Ignore the metadata: outlines are in pixels, whose size the viewer takes from the image."""
+        """Take the image's path only: outlines are in pixels, whose size the viewer takes from the image."""
+        self.image = (meta_dict or {}).get("filename_or_obj")
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         if Path(filename).exists() and not self.overwrite:
             return
         super().write(filename, verbose=verbose)
+        measures = None
+        if self.reader is not None and can_measure():
+            image, meta = self.reader.get_data(self.reader.read(self.image))
+            measures = measure(self.data_obj, image, meta["pixel_size_um"])
         with replacing(filename) as partial:
-            partial.write_text(json.dumps(self.data_obj))
+            partial.write_text(json.dumps(outlines(self.data_obj, measures)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,6 +15,8 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from monai_unet.data.microscopy.datalist import check_images
+from monai_unet.data.microscopy.measures import MeasureTables
+from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.errors import InputError
 from monai_unet.files import LONGEST_NAME, remove_leftovers
 from monai_unet.options import parse_bool
@@ -30,8 +33,11 @@ def predict_images(
     stacks: bool | Literal["volume"] = True,
     overwrite: bool | str = False,
     colour: bool | str = False,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Predict each image whose results are not all there, and remove what killed runs have left of them.
+
+    Masks that are saved as "instances", or "label" where there are classes, are measured: `MeasureTables`, beside them.
 
     A bar in the terminal shows how many are done, and how long the others will take.
 
@@ -43,9 +49,10 @@ def predict_images(
         stacks: whether an image may have several pages; "volume": it must, for a 3-D network.
         overwrite: predict all images; "true" and "false" are understood.
         colour: as for `MicroscopyReader`.
+        class_names: of masks of classes, with that of the background; None for instances.
 
     Raises:
-        InputError: the only image is bad.
+        InputError: the only image is bad, or a table of measures.
         SystemExit: with status 1, at the end, if some of several images are bad; they are listed.
 
     >>> import tempfile
@@ -59,33 +66,44 @@ def predict_images(
     """
     again = parse_bool("overwrite", overwrite)
     dataset = cast(Dataset, cast(DataLoader, evaluator.data_loader).dataset)
-    layouts = [step.saver.folder_layout for step in postprocessing.transforms if isinstance(step, SaveImaged)]
+    saving = [step for step in postprocessing.transforms if isinstance(step, SaveImaged)]
+    layouts = [cast(FolderLayout, step.saver.folder_layout) for step in saving]
+    reader = MicroscopyReader(channels, colour=colour)
+    masks = [layout for layout in layouts if layout.postfix == ("instances" if class_names is None else "label")]
+    tables = [MeasureTables(layout.output_dir, reader, class_names) for layout in masks]
     bad, there = list[InputError](), 0
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     bar = tqdm(dataset.data, "predicting", unit="image", disable=None)  # None: unless it is a terminal
-    for number, item in enumerate(bar):
-        results = [Path(layout.filename(subject=item["image"])) for layout in layouts]
-        try:
-            _check_names(item["image"], results)
-            for result in results:
-                remove_leftovers(result)
-            if not again and all(result.is_file() for result in results):
-                there += 1
+    try:
+        for number, item in enumerate(bar):
+            results = [Path(layout.filename(subject=item["image"])) for layout in layouts]
+            try:
+                _check_names(item["image"], results)
+                for result in results:
+                    remove_leftovers(result)
+                ready = not again and all(result.is_file() for result in results)
+                if not ready:
+                    check_images([item], channels=channels, stacks=stacks, colour=colour)
+                    evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
+                    evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
+                    evaluator.run()
+                for table, layout in zip(tables, masks, strict=True):
+                    table.add(item["image"], layout.filename(subject=item["image"]))
+            except Exception as error:
+                if (cause := _input_error(error)) is None:
+                    raise
+                logger.error("%s", cause)
+                bad.append(cause)
                 continue
-            check_images([item], channels=channels, stacks=stacks, colour=colour)
-            evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
-            evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
-            evaluator.run()
-        except Exception as error:
-            if (cause := _input_error(error)) is None:
-                raise
-            logger.error("%s", cause)
-            bad.append(cause)
-            continue
-        logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
+            there += int(ready)
+            if not ready:
+                logger.info("%d of %d: %s", number + 1, len(dataset), item["image"])
+    finally:
+        for table in tables:
+            table.write()
     if bad and len(dataset) == 1:
         raise bad[0]
-    folders = ", ".join({os.fspath(cast(FolderLayout, layout).output_dir): None for layout in layouts})
+    folders = ", ".join({os.fspath(layout.output_dir): None for layout in layouts})
     done = len(dataset) - len(bad) - there
     print(f"{done} of {len(dataset)} images predicted, {there} already there, in {folders}")
     for failure in bad:

@@ -20,6 +20,7 @@ from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader, volume_suffix
+from monai_unet.data.tables import read_table, update_table
 from monai_unet.data.volumes.writer import write_volume
 from monai_unet.errors import InputError
 from monai_unet.files import replacing
@@ -70,8 +71,11 @@ class StudyWriter:
         kinds = ["seg", "rtstruct"] if self.rtstruct else ["seg"]
         return [self.output_dir / f"{study.name}_{kind}.dcm" for kind in kinds]
 
-    def __call__(self, study: Study, pred: Any, paths: Sequence[Path]) -> None:
+    def __call__(self, study: Study, pred: Any, paths: Sequence[Path]) -> dict[str, float]:
         """Write the labels of the study that was read last, a `MetaTensor` (1, i, j, k) on its grid, to these paths.
+
+        Returns:
+            The volume of each segment in ml, under its name.
 
         Raises:
             ValueError: they are on another grid.
@@ -90,6 +94,11 @@ class StudyWriter:
             else:
                 write = writers[path.stem.rpartition("_")[2]]
                 write(path, mask, series, self.segments, self.algorithm)
+        ml = abs(np.linalg.det(np.asarray(source)[:3, :3])) / 1000
+        names = [f"{segment['label']}_ml" for segment in self.segments]
+        counts = np.bincount(mask.ravel(), minlength=len(names) + 1)[1:]
+        names += [f"segment_{number + 1}_ml" for number in range(len(names), len(counts))]
+        return {name: float(count * ml) for name, count in zip(names, counts, strict=True)}
 
 
 def predict_studies(
@@ -101,9 +110,10 @@ def predict_studies(
 ) -> None:
     """Predict each study and write its mask; a failed study does not affect the others.
 
-    Prints a table. Failures go to ``failures.json`` in the writer's folder, a list of ``study``, ``problem`` and
-    ``cure``; without failures, an older report is removed. A bar in the terminal shows how many are done, and how long
-    the others will take.
+    Prints a table with the volume of each segment in ml. The volumes go to ``summary.csv`` in the writer's folder, too,
+    a row per study, where earlier rows stay. Failures go to ``failures.json`` there, a list of ``study``, ``problem``
+    and ``cure``; without failures, an older report is removed. A bar in the terminal shows how many are done, and how
+    long the others will take.
 
     Args:
         studies: in the order of the items of the evaluator's data loader.
@@ -134,6 +144,7 @@ def predict_studies(
     dataset = cast(DataLoader, evaluator.data_loader).dataset
     evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs the texts of errors, which name files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
+    next(read_table(summary := writer.output_dir / "summary.csv", "study"), None)  # refused before the first study
     rows, failures = [], []
     bar = tqdm(studies, "predicting", unit="study", disable=None)  # None: unless it is a terminal
     for number, study in enumerate(bar):
@@ -149,8 +160,11 @@ def predict_studies(
             evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
             evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were studies
             evaluator.run()
-            writer(study, evaluator.state.output[0]["pred"], paths)
-            rows.append((study.name, f"predicted in {time.monotonic() - start:.1f} s"))
+            found = writer(study, evaluator.state.output[0]["pred"], paths)
+            if paths == writer.paths(study):  # what was there may have been corrected
+                update_table(summary, "study", list(found), {study.name: [found]})
+            listed = "".join(f", {name.removesuffix('_ml')} {volume:.4g} ml" for name, volume in found.items())
+            rows.append((study.name, f"predicted in {time.monotonic() - start:.1f} s{listed}"))
         except Exception as error:
             problem, cure = study.explain(error)
             rows.append((study.name, f"FAILED: {problem}. {cure}."))

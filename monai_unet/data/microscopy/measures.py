@@ -1,0 +1,213 @@
+"""What a mask is for: each object measured by scikit-image, each image summed up, in pixels and in micrometres."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import NdarrayOrTensor
+from monai.utils import convert_to_numpy
+
+from monai_unet.data.microscopy.reader import MicroscopyReader
+from monai_unet.data.tables import read_table, update_table
+from monai_unet.errors import InputError
+from monai_unet.options import require
+
+__all__ = ["MeasureTables", "can_measure", "measure"]
+
+logger = logging.getLogger(__name__)
+
+#: per number of axes: the size of an object in pixels and in µm, and its outline's
+NAMES = {2: ("area_px", "area_um2", "perimeter_px", "perimeter_um")}
+NAMES[3] = ("volume_vx", "volume_um3", "surface_px2", "surface_um2")
+#: per number of axes: the unit of densities, and µm² or µm³ in it
+DENSITY = {2: ("mm2", 1e6), 3: ("mm3", 1e9)}
+PROPERTIES = ("label", "num_pixels", "centroid", "bbox", "extent", "intensity_mean", "intensity_min", "intensity_max")
+
+Table = dict[str, np.ndarray]
+
+
+def can_measure() -> bool:
+    """Whether scikit-image is installed; if not, a warning says how to install it.
+
+    >>> can_measure() in (True, False)
+    True
+    """
+    try:
+        require("skimage.measure", "microscopy")
+    except ImportError as error:
+        logger.warning("objects are not measured: %s", error)
+        return False
+    return True
+
+
+def measure(ids: NdarrayOrTensor, image: NdarrayOrTensor, pixel_size_um: Sequence[float] | np.ndarray) -> Table:
+    """Measure each object with `skimage.measure.regionprops_table`.
+
+    Args:
+        ids: (H, W) or (Z, H, W), whole numbers of any dtype, 0 = background.
+        image: (C, *spatial) of any dtype, as it is in the file.
+        pixel_size_um: µm per axis; NaN where it is unknown: then all that is in µm is NaN.
+
+    Returns:
+        A column per measure, in ascending order of the ids, ``label``:
+
+        - ``area_px``, ``area_um2`` (in 3-D ``volume_vx``, ``volume_um3``);
+        - ``centroid_y_px``, ``centroid_x_px`` (and z), where the centre of the first pixel is 0, and in ``_um``;
+        - the box, ``box_y_from_px`` to ``box_y_to_px``, which is the first pixel behind it;
+        - ``perimeter_px`` through the centres of the outermost pixels (of discs 5 % too long), ``perimeter_um`` where
+          pixels are square; in 3-D ``surface_px2``, ``surface_um2`` by marching cubes (of balls up to 10 % too large);
+        - ``eccentricity`` of the ellipse with the same second moments, in µm where they are known (2-D only);
+        - ``extent``, the share of the box that the object fills;
+        - ``touches_border``, 0 or 1: it may be larger than what is seen of it;
+        - of the values of channel 1, ``mean_1``, ``minimum_1``, ``maximum_1``, and ``integrated_1``, their sum.
+
+    Raises:
+        ImportError: scikit-image is missing.
+        ValueError: an image of another shape.
+
+    >>> cells = np.array([[0, 0, 0, 0], [0, 7, 7, 0], [0, 0, 0, 0]])
+    >>> table = measure(cells, 10 * cells[None], pixel_size_um=(0.5, 0.5))
+    >>> {name: table[name].tolist() for name in ("label", "area_px", "area_um2", "centroid_x_px", "mean_1")}
+    {'label': [7], 'area_px': [2], 'area_um2': [0.5], 'centroid_x_px': [1.5], 'mean_1': [70.0]}
+    """
+    skimage = require("skimage.measure", "microscopy")
+    labels: np.ndarray = np.asarray(convert_to_numpy(ids)).astype(np.int64)
+    channels: np.ndarray = np.asarray(convert_to_numpy(image)).astype(np.float64)
+    if channels.shape[1:] != labels.shape:
+        raise ValueError(f"the image has shape {channels.shape[1:]}, its objects {labels.shape}")
+    dims, axes = labels.ndim, "zyx"[-labels.ndim :]
+    size = np.asarray(pixel_size_um, float)
+    known = bool((size > 0).all())
+    spacing = tuple(size.tolist()) if known else (1.0,) * dims
+
+    def outline(mask: np.ndarray) -> float:
+        return float(skimage.perimeter(mask, 4)) if dims == 2 else _surface(mask, (1.0,) * dims)
+
+    def surface(mask: np.ndarray) -> float:
+        return _surface(mask, spacing) if known else math.nan
+
+    found = skimage.regionprops_table(
+        labels,
+        np.moveaxis(channels, 0, -1),
+        (*PROPERTIES, "eccentricity") if dims == 2 else PROPERTIES,
+        spacing=spacing,
+        extra_properties=[outline] if dims == 2 else [outline, surface],
+    )
+    pixels, micrometres, outline_px, outline_um = NAMES[dims]
+    square = spacing[0] if known and math.isclose(*spacing[-2:], rel_tol=1e-3) else math.nan
+    start, stop = (np.array([found[f"bbox-{axis + end}"] for axis in range(dims)]) for end in (0, dims))
+    table = {"label": found["label"], pixels: found["num_pixels"]}
+    table[micrometres] = found["num_pixels"] * (math.prod(spacing) if known else math.nan)
+    for number, axis in enumerate(axes):
+        table[f"centroid_{axis}_px"] = found[f"centroid-{number}"] / spacing[number]
+    for number, axis in enumerate(axes):
+        table[f"centroid_{axis}_um"] = found[f"centroid-{number}"] * (1 if known else math.nan)
+    for number, axis in enumerate(axes):
+        table |= {f"box_{axis}_from_px": start[number], f"box_{axis}_to_px": stop[number]}
+    table |= {outline_px: found["outline"], outline_um: found["outline"] * square if dims == 2 else found["surface"]}
+    table |= {name: found[name] for name in ("eccentricity", "extent") if name in found}
+    table["touches_border"] = ((start == 0) | (stop == np.array(labels.shape)[:, None])).any(0).astype(int)
+    for channel in range(len(channels)):
+        mean, low, high = (found[f"intensity_{kind}-{channel}"] for kind in ("mean", "min", "max"))
+        table |= {f"mean_{channel + 1}": mean, f"minimum_{channel + 1}": low, f"maximum_{channel + 1}": high}
+        table[f"integrated_{channel + 1}"] = mean * found["num_pixels"]
+    return table
+
+
+def _surface(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
+    skimage = require("skimage.measure", "microscopy")
+    corners, faces, _, _ = skimage.marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5, spacing=spacing)
+    return float(skimage.mesh_surface_area(corners, faces))
+
+
+class MeasureTables:
+    """The tables ``measures.csv``, a row per object, and ``summary.csv``, a row per image, of a folder of predictions.
+
+    They are read from the masks as they are on disk. Rows of images that a run leaves alone stay, unless the mask has
+    changed since; images that have no rows yet, as after a killed run, get them.
+
+    Args:
+        folder: of the predictions.
+        reader: reads the images; intensities are those of the file.
+        class_names: of the values of masks of classes, of which there is ``summary.csv`` only; None for objects.
+
+    Raises:
+        InputError: a table that is none any more; from `add`, a mask of another shape than its image.
+
+    >>> import tempfile, tifffile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     image, mask = f"{folder}/a.tif", f"{folder}/a_label.tif"
+    ...     tifffile.imwrite(image, np.zeros((4, 5), np.uint8))
+    ...     tifffile.imwrite(mask, np.eye(4, 5, dtype=np.uint8))
+    ...     tables = MeasureTables(folder, MicroscopyReader(), ["background", "cell"])
+    ...     tables.add(image, mask)
+    ...     tables.write()
+    ...     print((Path(folder) / "summary.csv").read_text())
+    image,image_area_px,image_area_um2,background_area_px,...,cell_area_px,cell_area_um2,cell_share
+    a.tif,20,,16,,0.8,4,,0.2
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], reader: MicroscopyReader, class_names: Sequence[str] | None = None
+    ) -> None:
+        self.reader, self.class_names = reader, class_names
+        self.enabled = class_names is not None or can_measure()
+        self.summary_path, self.measures_path = Path(folder) / "summary.csv", Path(folder) / "measures.csv"
+        self.known = {row["image"] for row in read_table(self.summary_path, "image")}
+        next(read_table(self.measures_path, "image"), None)  # refused before the first image, not after the last
+        paths = [self.summary_path] if class_names is not None else [self.summary_path, self.measures_path]
+        self.since = min(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+        self.measures, self.summaries = dict[str, Table](), dict[str, dict[str, Any]]()
+
+    def add(self, image: str | os.PathLike[str], mask: str | os.PathLike[str]) -> None:
+        """Measure the objects of an image, or the areas of its classes, unless its rows are those of this mask."""
+        name = Path(image).name
+        if not self.enabled or (name in self.known and Path(mask).stat().st_mtime_ns <= self.since):
+            return
+        array, meta = self.reader.get_data(self.reader.read(image))
+        labels = MicroscopyReader(1, label=True)
+        ids = labels.get_data(labels.read(mask))[0][0].astype(np.int64)
+        if ids.shape != array.shape[1:]:
+            problem = f"shape {ids.shape}, but its image {image} has {array.shape[1:]}"
+            raise InputError(mask, problem, "Predict it again with --overwrite true")
+        dims, size = ids.ndim, meta["pixel_size_um"]
+        pixels, micrometres, *_ = NAMES[dims]
+        voxel = float(np.prod(size))
+        summary: dict[str, Any] = {f"image_{pixels}": ids.size, f"image_{micrometres}": ids.size * voxel}
+        if self.class_names is not None:
+            last = len(self.class_names) - 1
+            counts = np.bincount(
+                np.minimum(ids, last).ravel(), minlength=last + 1
+            ).tolist()  # a mask may have 0 and 255
+            for class_name, count in zip(self.class_names, counts, strict=True):
+                summary |= {f"{class_name}_{pixels}": count, f"{class_name}_{micrometres}": count * voxel}
+                summary[f"{class_name}_share"] = count / ids.size
+        else:
+            table = self.measures[name] = measure(ids, array, size)
+            count, covered = len(table["label"]), int(table[pixels].sum())
+            unit, scale = DENSITY[dims]
+            summary = {"objects": count, "touching_border": int(table["touches_border"].sum()), **summary}
+            summary |= {f"objects_{pixels}": covered, f"objects_{micrometres}": covered * voxel}
+            summary |= {"share": covered / ids.size, f"objects_per_{unit}": count / (ids.size * voxel) * scale}
+        self.summaries[name] = summary
+
+    def write(self) -> None:
+        """Write what has been added; without anything new, the files are left alone."""
+        for path, found, rows in (
+            (self.measures_path, self.measures, {name: _rows(table) for name, table in self.measures.items()}),
+            (self.summary_path, self.summaries, {name: [row] for name, row in self.summaries.items()}),
+        ):
+            if found:
+                columns = dict.fromkeys(column for table in found.values() for column in table)
+                update_table(path, "image", list(columns), rows)
+
+
+def _rows(table: Table) -> Iterator[dict[str, Any]]:
+    for values in zip(*(column.tolist() for column in table.values()), strict=True):
+        yield dict(zip(table, values, strict=True))
