@@ -18,28 +18,28 @@ __all__ = ["ORGANS", "nuclei_stacks", "organs_ct", "sparse_volumes", "two_sequen
 
 #: class → HU, centre and half axes in mm from the middle of the body: right, anterior, superior; the kidneys look alike
 ORGANS = {
-    "liver": (120, (10, 2, 10), (8, 9, 14)),
-    "spleen": (180, (-12, -4, 10), (5, 6, 13)),
-    "left_kidney": (250, (-9, -7, -16), (5, 5, 13)),
-    "right_kidney": (250, (9, -7, -16), (5, 5, 13)),
-    "gallbladder": (-60, (5, 9, -8), (2.2, 2.2, 6)),
+    "liver": (100, (7.5, 3, 11), (7, 8, 13)),
+    "spleen": (200, (-8, -1, 11), (6, 6, 13)),
+    "left_kidney": (300, (-7, -4, -15), (5.5, 5, 12)),
+    "right_kidney": (300, (7, -4, -15), (5.5, 5, 12)),
+    "gallbladder": (-60, (3, 6, -8), (2.5, 2.5, 6)),
 }
 
 
 def organs_ct(folder: Path, cases: int = 8) -> Path:
     """CT of 0.7 × 0.7 × 5 mm: five organs, one of them rare, in volumes that are stored in several orientations."""
     rng = np.random.default_rng(5)
-    size, spacing = (64, 56, 16), np.array([0.7, 0.7, 5.0])
+    size, spacing = (44, 36, 12), np.array([0.7, 0.7, 5.0])
     for number in range(cases):
         position = _positions(size, spacing)
-        shift = rng.normal(0, 1, 3) * (1, 1, 3)
-        body = ((position / (20, 17, 60)) ** 2).sum(-1) < 1
+        shift = rng.normal(0, 0.5, 3) * (1, 1, 5)
+        body = ((position / (15.5, 12.5, 60)) ** 2).sum(-1) < 1
         hounsfield, label = np.where(body, 20, -1000), np.zeros(size, np.uint8)
         for value, (density, centre, half) in enumerate(ORGANS.values(), start=1):
             radii = np.array(half) * rng.uniform(0.9, 1.1, 3)
             inside = (((position - centre - shift) / radii) ** 2).sum(-1) < 1
             label[inside], hounsfield[inside] = value, density
-        hounsfield = (hounsfield + rng.normal(0, 15, size)).round().astype(np.int16)
+        hounsfield = (hounsfield + rng.normal(0, 10, size)).round().astype(np.int16)
         axes = ("RAS", "LPS", "SLA")[number % 3]  # NIfTI's, DICOM's, and slices first
         _save(folder, number, [_turned(hounsfield, axes, spacing)], _turned(label, axes, spacing), cases)
     _describe(folder, channel_names={"0": "CT"}, labels={"background": 0} | _numbered(list(ORGANS)))
@@ -118,7 +118,7 @@ def nuclei_stacks(folder: Path, cases: int = 6) -> Path:
         for identity, centre in enumerate(centres, start=1):
             distance = np.linalg.norm(position - centre, axis=-1) / radius
             ids[distance <= 1] = identity
-            bright += 1500 * np.exp(-(distance**2))  # out of focus, they fade towards their rims
+            bright = np.maximum(bright, 1500 * np.exp(-2 * distance**2))  # they fade towards their rims
         bright = (200 + bright) * rng.normal(1, 0.05, size)
         metadata = {"spacing": 1.2, "unit": "um", "axes": "ZYX"}
         options: dict[str, Any] = {"imagej": True, "resolution": (2.5, 2.5), "metadata": metadata}

@@ -56,10 +56,10 @@ def test_ct_of_thick_slices_is_planned_by_hounsfield_units_and_axes(tmp_path):
     check("inference", "evaluate", bundle=folder)
     low, high = found["window"]
     assert -100 < low < -20, "of the gallbladder, the darkest organ: air, at -1000, is outside"
-    assert 265 < high < 300, "of the kidneys, at 250 ± 15"
+    assert 305 < high < 335, "of the kidneys, at 300 ± 10"
     assert found["flip_prob"] == [0, 0, 0]
     assert "'left_kidney' would be on the other side" in plan.settings["flip_prob"].why
-    assert found["foreground_prob"] == 0.33, "the gallbladder is in one of 1,000 voxels"
+    assert found["foreground_prob"] == 0.33, "the gallbladder is rare"
     segments = json.loads((folder / "configs" / "metadata.json").read_text())["segments"]
     assert [segment["label"] for segment in segments] == list(ORGANS)
     assert [segment["type"][2] for segment in segments] == ["Liver", "Spleen", "Kidney", "Kidney", "Gallbladder"]
@@ -167,7 +167,7 @@ def test_three_labelled_slices_of_each_volume_are_enough(tmp_path):
     data = sparse_volumes(tmp_path / "data")
     bundle, plan = new_bundle("sparse", data, tmp_path)
     run, scores = trained(
-        bundle, plan, tmp_path, tile_size=[20, 20, 16], max_epochs=3, steps_per_epoch=40, learning_rate=0.005
+        bundle, plan, tmp_path, tile_size=[20, 20, 16], max_epochs=4, steps_per_epoch=40, learning_rate=0.005
     )
     masks = predicted(run, data / "imagesTs", tmp_path / "out")
     for (name, mask), row in zip(masks.items(), scores["images"], strict=True):
