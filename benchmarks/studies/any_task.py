@@ -23,7 +23,7 @@ import monai.bundle
 from benchmarks.paper_tables import ROOT
 from benchmarks.peers import arguments, markdown, record
 from monai_unet.bundles.new import new_bundle
-from tests import tasks
+from tests import tasks, volume_tasks
 
 
 class Task(NamedTuple):
@@ -36,6 +36,8 @@ class Task(NamedTuple):
 
 TINY_2D = {"features": [8, 16, 32], "tile_size": 100, "max_epochs": 2, "steps_per_epoch": 100, "val_interval": 1}
 TINY_2D |= {"learning_rate": 0.003}
+TINY_3D = {"features": [8, 16, 32], "tile_size": [20, 20, 16], "max_epochs": 2, "steps_per_epoch": 80}
+TINY_3D |= {"val_interval": 1, "learning_rate": 0.005}
 TASKS = {
     "nuclei": Task(
         "nuclei of 160 px², 16-bit OME-TIFF, two pixel sizes",
@@ -53,6 +55,24 @@ TASKS = {
         "three classes, some pixels not labelled", tasks.three_classes, TINY_2D, {"class_weights": [1, 2, 2, 2]}
     ),
     "histology": Task("RGB, masks of glands", tasks.histology, TINY_2D, {"class_weights": [1, 1], "scale_range": 0}),
+    "organs_ct": Task(
+        "five organs in CT at 0.7 × 0.7 × 5 mm",
+        volume_tasks.organs_ct,
+        TINY_3D | {"tile_size": [24, 20, 6], "steps_per_epoch": 300},
+        {"window": [-100, 340], "mean": 120, "std": 110, "class_weights": [1, 2, 2, 2, 2, 4]},
+    ),
+    "two_sequences": Task(
+        "two MR channels, T1 and T2", volume_tasks.two_sequences, TINY_3D, {"class_weights": [1, 2, 2]}
+    ),
+    "sparse_volumes": Task(
+        "three labelled slices of each volume", volume_tasks.sparse_volumes, TINY_3D, {"class_weights": [1, 1, 1]}
+    ),
+    "nuclei_stacks": Task(
+        "3-D instances: stacks of nuclei at 1.2 × 0.4 × 0.4 µm",
+        volume_tasks.nuclei_stacks,
+        TINY_3D | {"tile_size": [8, 28, 28]},
+        {"min_size": 280, "neck": 2, "class_weights": [1, 1]},
+    ),
 }
 
 
