@@ -1,4 +1,4 @@
-"""The scores of an evaluation, per image and overall: printed, written and logged."""
+"""The scores of an evaluation, per image, overall and by type of image: printed, written and logged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 
 from monai_unet.files import replacing
@@ -17,6 +19,9 @@ from monai_unet.tracking.run import Tracking
 
 __all__ = ["Scores"]
 
+#: draws of as many images as there are, with replacement
+RESAMPLED = 2000
+
 
 class Scores:
     """Print a table of an evaluator's metrics, and write it as ``scores.json`` and ``scores.csv``.
@@ -24,6 +29,10 @@ class Scores:
     The overall values are the single numbers in ``engine.state.metrics``. The values per image come from
     ``engine.state.metric_details``, where MONAI's `IgniteMetricHandler` leaves them; the mean over an image's classes
     leaves out NaN. Metrics without such details, ignite's own for instance, have an overall value only.
+
+    ``means`` in ``scores.json`` are the means over the images, with their 95 % bootstrap interval: drawing as many
+    images anew, what would they be? A metric that counts objects has another overall value, where images of many
+    objects count more. If items have a ``type``, ``types`` are the same for the images of each.
 
     Args:
         folder: where the files go; created if missing.
@@ -52,15 +61,21 @@ class Scores:
         self.tracking = tracking
         self.facts = facts or {}
         self.images: list[str] = []
+        self.types: list[str | None] = []
 
     def attach(self, engine: Engine) -> None:
         """Report this evaluator's metrics."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.images.clear)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget_images)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_images)
         engine.add_event_handler(Events.COMPLETED, self)
 
+    def _forget_images(self) -> None:
+        self.images.clear()
+        self.types.clear()
+
     def _collect_images(self, engine: Engine) -> None:
         items: Any = engine.state.output
+        self.types += [item.get("type") for item in items]
         self.images += [Path(item["image"].meta["filename_or_obj"]).name for item in items]
 
     def __call__(self, engine: Engine) -> None:
@@ -80,17 +95,44 @@ class Scores:
             cells = (f"{row[name]:{columns}.6f}" if name in row else " " * columns for name, columns in widths.items())
             print(f"{row['image']:<{width}}", *cells)
 
-        for name, content in _files({**self.facts, "overall": overall, "images": rows}).items():
+        means = {name: _mean(values) for name, values in per_image.items()}
+        types: dict[str, dict[str, Any]] = {}
+        for kind in sorted({kind for kind in self.types if kind is not None}):
+            chosen = [number for number, found in enumerate(self.types) if found == kind]
+            found = {name: _mean([values[number] for number in chosen]) for name, values in per_image.items()}
+            types[kind] = {"images": len(chosen), **found}
+        for title, scores in {f"mean of {len(rows)}": means, **types}.items():
+            number = f", {scores['images']}" if "images" in scores else ""
+            texts = [f"{name} {scores[name]['mean']:.3f} ({_range(scores[name]['interval'])})" for name in per_image]
+            if texts:
+                print(f"{title}{number}:", *texts, sep="  ")
+
+        record = {**self.facts, "overall": overall, "means": means, "types": types, "images": rows}
+        for name, content in _files(record).items():
             with replacing(self.folder / name) as partial:
                 partial.write_text(content, encoding="utf-8", newline="")  # csv writes its own line ends
         journal = self.tracking.journal if self.tracking is not None else None
         if journal is not None:  # file names may be patients' names, so there the images have numbers
             rows = [{**row, "image": number} for number, row in enumerate(rows, start=1)]
-            for name, content in _files({"overall": overall, "images": rows}).items():
+            for name, content in _files({"overall": overall, "means": means, "images": rows}).items():
                 journal.log_file(name, content)
             for name, values in per_image.items():
                 for step, value in enumerate(values):
                     journal.log_metrics({f"{name}_per_image": value}, step)
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean over images, and its 95 % bootstrap interval; images without a value do not count."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if not len(known):
+        return {"mean": float("nan"), "interval": [float("nan")] * 2}
+    draws = np.random.default_rng(0).integers(len(known), size=(RESAMPLED, len(known)))
+    interval = np.percentile(known[draws].mean(axis=1), [2.5, 97.5], method="nearest")  # inf stays inf
+    return {"mean": float(known.mean()), "interval": interval.tolist()}
+
+
+def _range(interval: Sequence[float]) -> str:
+    return "–".join(f"{value:.3f}" for value in interval)
 
 
 def _files(record: dict[str, Any]) -> dict[str, str]:

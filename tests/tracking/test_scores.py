@@ -59,10 +59,45 @@ def test_metrics_of_ignite_have_an_overall_value_only(tmp_path, capsys):
     assert record["images"] == [{"image": "one.nii"}]
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["dice"] for row in rows] == ["", "0.5"]
+    assert record["means"] == record["types"] == {}
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["one.nii"],
         ["overall", "0.500000", "0.250000"],
     ]
+
+
+def test_means_over_images_with_intervals_and_by_type(tmp_path, capsys):
+    values = [0.1, 0.9, float("nan"), 0.5, 0.5, 0.5, 0.5]
+    names = [f"{'stained' if number < 3 else 'dark'}/{number}.png" for number in range(7)]
+    engine = evaluator({"seg": 0.6}, {"seg": torch.tensor(values)[:, None]})
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: engine.state.output[0].update(type=engine.state.batch.split("/")[0])
+    )
+    Scores(tmp_path).attach(engine)
+    engine.run(names)
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["overall"] == {"seg": 0.6}
+    assert record["means"]["seg"]["mean"] == pytest.approx(0.5)
+    low, high = record["means"]["seg"]["interval"]
+    assert 0.2 < low < 0.35  # four values of 0.5 and two that differ by 0.4: standard error 0.094
+    assert 0.65 < high < 0.8
+    assert record["types"]["dark"] == {"images": 4, "seg": {"mean": 0.5, "interval": [0.5, 0.5]}}
+    assert record["types"]["stained"]["images"] == 3  # of which one has no value
+    assert record["types"]["stained"]["seg"]["interval"] == pytest.approx([0.1, 0.9])
+    assert "dark, 4:  seg 0.500 (0.500–0.500)" in capsys.readouterr().out
+    engine.run(names)
+    assert json.loads((tmp_path / "scores.json").read_text()) == record
+
+
+def test_a_mean_of_infinite_scores_is_infinite_and_that_of_none_is_none(tmp_path):
+    engine = evaluator({"hd95": 1.0}, {"hd95": torch.tensor([[float("inf")]] * 3), "dice": torch.zeros(3, 1)})
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update(dice=0.0))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metric_details["dice"].fill_(float("nan")))
+    Scores(tmp_path).attach(engine)
+    engine.run(["1.nii", "2.nii", "3.nii"])
+    means = json.loads((tmp_path / "scores.json").read_text())["means"]
+    assert means["hd95"] == {"mean": float("inf"), "interval": [float("inf")] * 2}
+    assert np.isnan(means["dice"]["mean"])
 
 
 def test_the_run_gets_numbers_in_place_of_names(tmp_path):
