@@ -34,7 +34,7 @@ class Task(NamedTuple):
     by_hand: dict[str, Any]
 
 
-TINY_2D = {"features": [8, 16, 32], "tile_size": 100, "max_epochs": 2, "steps_per_epoch": 100, "val_interval": 1}
+TINY_2D = {"features": [8, 16, 32], "tile_size": 100, "max_epochs": 3, "steps_per_epoch": 100, "val_interval": 1}
 TINY_2D |= {"learning_rate": 0.003}
 TINY_3D = {"features": [8, 16, 32], "tile_size": [20, 20, 16], "max_epochs": 2, "steps_per_epoch": 80}
 TINY_3D |= {"val_interval": 1, "learning_rate": 0.005}
@@ -52,7 +52,10 @@ TASKS = {
         {"min_size": 120, "neck": 5, "sigma_border": 3, "class_weights": [1, 2]},
     ),
     "three_classes": Task(
-        "three classes, some pixels not labelled", tasks.three_classes, TINY_2D, {"class_weights": [1, 2, 2, 2]}
+        "three classes, some pixels not labelled",
+        tasks.three_classes,
+        TINY_2D,
+        {"class_weights": [1, 3, 3, 3], "scale_range": 0},
     ),
     "histology": Task("RGB, masks of glands", tasks.histology, TINY_2D, {"class_weights": [1, 1], "scale_range": 0}),
     "organs_ct": Task(

@@ -136,6 +136,17 @@ def placed(group, level: int = 0) -> list[list[float]]:
     return [step[step["type"]] for step in steps]
 
 
+def test_another_pixel_size_than_the_tasks_is_said(tmp_path, caplog):
+    size = {"PhysicalSizeY": 0.25, "PhysicalSizeX": 0.25}
+    tifffile.imwrite(tmp_path / "in.ome.tif", RNG.random((30, 40), dtype=np.float32), metadata=size)
+    for task, warned in ((None, False), ((0.26, 0.26), False), ((0.5, 0.5), True)):
+        caplog.clear()
+        out = tmp_path / f"{task}.ome.zarr"
+        predict_large_image(tmp_path / "in.ome.tif", out, NET, OverlapTileInferer(40), pixel_size_um=task)
+        text = "in.ome.tif: pixels of 0.25 x 0.25 µm, and the network was trained on 0.5 x 0.5 µm; choose the level"
+        assert (text in caplog.text) == warned
+
+
 def test_several_images_of_an_ome_zarr_are_refused(tmp_path):
     path = ome_zarr(tmp_path / "a.ome.zarr", np.zeros((8, 8), np.uint8), "yx")
     group = zarr.open_group(path)

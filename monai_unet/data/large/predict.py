@@ -32,6 +32,7 @@ from monai_unet.networks import ValidUNet
 from monai_unet.options import require
 from monai_unet.tile_plan import TilePlan
 from monai_unet.transforms.intensity import Intensities
+from monai_unet.transforms.rescale import TOLERANCE
 
 __all__ = ["predict_large_image"]
 
@@ -49,6 +50,7 @@ def predict_large_image(
     reach: int = 512,
     level: int = 0,
     scheduler: str | None = None,
+    pixel_size_um: Sequence[float] | None = None,
 ) -> Path:
     """Segment an image of any size on disk; run again after an interruption, it resumes.
 
@@ -76,6 +78,8 @@ def predict_large_image(
         scheduler: address of a Dask scheduler whose workers do the work, see `map_items`. They must see ``path`` and
             ``output`` under the same names. The tiles are planned in this process: choose the memory of ``inferer``
             for the workers. The result equals that of one process.
+        pixel_size_um: of the task, µm per axis. An image is not rescaled: if its own pixel size is known and differs by
+            more than a tenth, a warning is logged.
 
     Returns:
         ``output``.
@@ -95,6 +99,11 @@ def predict_large_image(
     """
     output = Path(output)
     image = open_large_image(path, network.in_channels, network.spatial_dims, level)
+    if pixel_size_um is not None and image.unit == "micrometer":
+        own, task = (np.asarray(size, float) for size in (image.scale, pixel_size_um))
+        if (np.abs(own / task - 1) > TOLERANCE).any():
+            text = "%s: pixels of %s µm, and the network was trained on %s µm; choose the level with the nearest size"
+            logger.warning(text, image.path, *(" x ".join(f"{length:.4g}" for length in size) for size in (own, task)))
     plan = inferer.plan((1, *image.shape), network, out=torch.empty(0))  # the result takes no memory
     rule = None if label is None else {"reach": reach, **{k: v for k, v in vars(label).items() if k[0] != "_"}}
     try:
