@@ -171,6 +171,27 @@ def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_
     assert np.array_equal(np.asarray(pred).squeeze(), ids)
 
 
+def test_cells_are_measured_in_micrometres(by_hand, tmp_path):
+    """As they are in the file, not as the network sees them; the bundle's rules give the ids."""
+    pytest.importorskip("skimage")
+    image = np.full((60, 70), 50, np.uint8)
+    image[10:30, 10:40], image[40:60, 40:60] = 200, 210
+    tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit=3)  # 0.5 µm
+    rules = {"min_size": 0, "fill_holes": False, "grow": 0, "neck": 0, "averaging": "none", "device": "cpu"}
+    run("inference", input=str(tmp_path / "a.tif"), ckpt_path=str(by_hand), output_dir=str(tmp_path / "out"), **rules)
+    with (tmp_path / "out" / "measures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["area_um2"], row["mean_1"]) for row in rows] == [
+        ("1", "150", "200"),
+        ("2", "100", "210"),
+    ]
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert [feature["properties"]["measurements"]["area_um2"] for feature in features] == [150, 100]
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        (summary,) = csv.DictReader(file)
+    assert (summary["objects"], summary["touching_border"], summary["objects_area_um2"]) == ("2", "1", "250")
+
+
 def test_colour_images_and_folders(by_hand, tmp_path):
     checkpoint, folder = tmp_path / "colour.pt", tmp_path / "images"
     torch.save(ValidUNet(2, 3, 2, (2, 3)).state_dict(), checkpoint)

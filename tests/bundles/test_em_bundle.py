@@ -254,6 +254,9 @@ def test_a_bad_image_stops_only_itself(make, message, trained, tmp_path, capsys)
     assert end.value.code == 1
     assert re.search(f"FAILED  {re.escape(str(bad))}: .*({message})", capsys.readouterr().out)
     assert sorted(p.name for p in out.rglob("*.tif")) == ["a_good_label.tif", "a_good_probability.tif"]
+    head, *rows = (out / "summary.csv").read_text().splitlines()
+    assert "cell_share" in head.split(",")
+    assert [row.partition(",")[0] for row in rows] == ["a_good.png"]
 
 
 def _other_shape(label: Path) -> None:
