@@ -88,13 +88,6 @@ class Scores:
             for row, value in zip(rows, values, strict=True):
                 row[name] = value
 
-        width = max(map(len, [*self.images, "overall"]))
-        widths = {name: max(16, len(name)) for name in overall}
-        print(" " * width, *(f"{name:>{columns}}" for name, columns in widths.items()))
-        for row in [*rows, {"image": "overall", **overall}]:
-            cells = (f"{row[name]:{columns}.6f}" if name in row else " " * columns for name, columns in widths.items())
-            print(f"{row['image']:<{width}}", *cells)
-
         means = {name: _mean(values) for name, values in per_image.items()}
         types: dict[str, dict[str, Any]] = {}
         for kind in sorted({kind for kind in self.types if kind is not None}):
@@ -106,6 +99,12 @@ class Scores:
             texts = [f"{name} {scores[name]['mean']:.3f} ({_range(scores[name]['interval'])})" for name in per_image]
             if texts:
                 print(f"{title}{number}:", *texts, sep="  ")
+        width = max(map(len, [*self.images, "overall"]))
+        widths = {name: max(16, len(name)) for name in overall}
+        print(" " * width, *(f"{name:>{columns}}" for name, columns in widths.items()))
+        for row in [*rows, {"image": "overall", **overall}]:
+            cells = (f"{row[name]:{columns}.6f}" if name in row else " " * columns for name, columns in widths.items())
+            print(f"{row['image']:<{width}}", *cells)
 
         record = {**self.facts, "overall": overall, "means": means, "types": types, "images": rows}
         for name, content in _files(record).items():

@@ -84,7 +84,9 @@ def test_means_over_images_with_intervals_and_by_type(tmp_path, capsys):
     assert record["types"]["dark"] == {"images": 4, "seg": {"mean": 0.5, "interval": [0.5, 0.5]}}
     assert record["types"]["stained"]["images"] == 3  # of which one has no value
     assert record["types"]["stained"]["seg"]["interval"] == pytest.approx([0.1, 0.9])
-    assert "dark, 4:  seg 0.500 (0.500–0.500)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "dark, 4:  seg 0.500 (0.500–0.500)" in printed
+    assert printed.splitlines()[-1].split() == ["overall", "0.600000"]
     engine.run(names)
     assert json.loads((tmp_path / "scores.json").read_text()) == record
 
