@@ -54,8 +54,8 @@ TASKS = {
     "three_classes": Task(
         "three classes, some pixels not labelled",
         tasks.three_classes,
-        TINY_2D,
-        {"class_weights": [1, 3, 3, 3], "scale_range": 0},
+        TINY_2D | {"learning_rate": 0.001},
+        {"class_weights": [1, 3, 3, 3]},
     ),
     "histology": Task("RGB, masks of glands", tasks.histology, TINY_2D, {"class_weights": [1, 1], "scale_range": 0}),
     "organs_ct": Task(

@@ -191,12 +191,12 @@ def _spared(spacing: np.ndarray, depth: int) -> tuple[list[list[int]], list[list
 
 def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
     """Weights of the classes, and the rules by which foreground becomes instances."""
-    objects = fingerprint.objects
+    objects, shares = fingerprint.objects, np.array(fingerprint.shares)
+    weights = np.sqrt(shares.max() / shares.clip(min=shares.max() / 25))
+    why = "per class, the root of how much rarer than the most frequent one it is; at most 5"
+    found = {"class_weights": Setting([_rounded(weight) for weight in weights], why)}
     if objects is None:
-        shares = np.array(fingerprint.shares)
-        weights = np.sqrt(shares.max() / shares.clip(min=shares.max() / 25))
-        why = "per class, the root of how much rarer than the most frequent one it is; at most 5"
-        return {"class_weights": Setting([_rounded(weight) for weight in weights], why)}
+        return found
     count, unit = objects.count, "pixels" if fingerprint.spatial_dims == 2 else "voxels"
     smallest = objects.smallest
     at = f"half of the smallest of {count} labelled objects"
@@ -209,7 +209,7 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
     half = (objects.smallest_width + 1) / 4  # the distance to the background is half of the width and a half
     neck = int(min(half, objects.neck))
     rule = "half the width of the narrowest object" if half <= objects.neck else "wider necks occur in labelled objects"
-    found = {
+    found |= {
         "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:.3g} wide"),
         "sigma_border": Setting(sigma, f'{unit}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
         "min_size": Setting(max(int(smallest / 2), 1), f"{unit}; {at}"),
@@ -223,10 +223,7 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
         ),
     }
     if fingerprint.spatial_dims == 3:  # what the 3-D paper has not
-        found |= {
-            "w0": Setting(PAPER_2D["w0"].value, "§3 of the 2015 paper"),
-            "class_weights": Setting("balanced", "likewise: the class frequencies are balanced"),
-        }
+        found["w0"] = Setting(PAPER_2D["w0"].value, "§3 of the 2015 paper")
     return found
 
 

@@ -97,6 +97,8 @@ def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
     assert found["min_size"] == pytest.approx(smallest / 2, abs=5)
     assert "half of the smallest of 128 labelled objects" in plan.settings["min_size"].why
     assert (found["ridge"], found["grow"]) == (3, 4), "of 13 pixels in width"
+    share = np.concatenate([tifffile.imread(file).ravel() > 0 for file in (data / "labels").iterdir()]).mean()
+    assert found["class_weights"] == pytest.approx([1, np.sqrt((1 - share) / share)], rel=5e-3)
     assert found["neck"] == 3
     assert len(found["features"]) == 4, "20 pixels of context are less than two nuclei are long, 44 are more"
 
