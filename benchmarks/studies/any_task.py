@@ -4,7 +4,7 @@
 
 For each task: writes the raw files, plans a bundle for them, trains and evaluates it twice, in equally many steps with
 equally wide networks: with what was planned, and with the numbers that somebody would choose who knows how the data
-were made. Prints the table of docs/new_bundle.md and writes benchmarks/results/any_task.json. The scores, SEG of
+were made. Prints a table and writes benchmarks/results/any_task.json. The scores, SEG of
 instances and Dice of classes, are those of the list "test", or of "validation" where there is none. After an
 interruption, it resumes.
 """
