@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 EM := bundles/em_membrane_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(EM)
+NUCLEI := bundles/nuclei_segmentation
 
 .PHONY: setup demo test test-all test-label label lint bench clean
 
@@ -15,6 +16,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
+	$(BIN)/python -W ignore -m monai.bundle run --bundle_root $(NUCLEI) --config_file $(NUCLEI)/configs/inference.yaml \
+	  --input $(NUCLEI)/samples --output_dir demo/nuclei --overwrite true
 	$(BIN)/python -m monai_unet.datasets prepare em_phantom --output demo/data
 	$(RUN) --config_file "['$(EM)/configs/train.yaml', '$(EM)/configs/compact.yaml']" --dataset_dir demo/data \
 	  --output_dir demo/model --features "[16, 32, 64, 128, 256]" --tile_size 196 --max_epochs 4 --steps_per_epoch 100 \
@@ -24,6 +27,7 @@ demo: setup
 	$(RUN) --config_file $(EM)/configs/inference.yaml --input demo/data/slices/train-volume-14.png \
 	  --ckpt_path demo/model/model.pt --output_dir demo/prediction
 	@echo
+	@echo "Nuclei:      demo/nuclei/pictures/*.png, and *.geojson for QuPath: with the weights of the repository"
 	@echo "Pictures:    demo/evaluation/pictures/*.png (image, label, probability, outlines)"
 	@echo "Scores:      demo/evaluation/scores.csv"
 	@echo "Prediction:  demo/prediction/*_probability.tif and *_label.tif"
