@@ -317,6 +317,8 @@ def test_on_the_command_line_an_input_error_is_one_line(tmp_path):
     image = tmp_path / "none.png"
     command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE)]
     command += ["--config_file", str(BUNDLE / "configs" / "inference.yaml"), "--input", str(image)]
+    save_bright_network(weights := tmp_path / "model.pt")
+    command += ["--ckpt_path", str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {image}: ")
