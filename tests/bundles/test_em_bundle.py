@@ -15,6 +15,7 @@ import pytest
 import tifffile
 import torch
 import yaml
+from bright_network import save_bright_network
 from bundle_driver import EVALUATE, cause, driver
 from monai.bundle import ConfigWorkflow
 from PIL import Image

@@ -66,7 +66,13 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 def predict(root: Path, out: Path, status: int = 0, **override: Any) -> list[str]:
     """Run the bundle's inference with `Coded` as its network; names of the masks and reports in the output folder."""
-    coded = {"network_def": {"_target_": f"{__name__}.Coded"}, "task": {}, "inferer": {"_target_": "SimpleInferer"}}
+    coded: dict[str, Any] = {
+        "network_def": {"_target_": f"{__name__}.Coded"},
+        "task": {},
+        "inferer": {"_target_": "SimpleInferer"},
+    }
+    # clipping would give several voxels one rank
+    coded["image_transforms#3"] = {"_target_": "Identityd", "keys": "image"}
     options = {**coded, "spacing": [0, 0, 0], **override}  # 0: unchanged
     workflow = build("inference", input=str(root), output_dir=str(out), device="cpu", **options)
     if status:
@@ -375,10 +381,10 @@ def test_failures_after_reading_are_reported_too(tmp_path: Path, monkeypatch: py
     nifti(tmp_path / "in" / "b.nii.gz", seed=2)
     write = StudyWriter.__call__
 
-    def fails(self: StudyWriter, study: Any, pred: Any, paths: Any) -> None:
+    def fails(self: StudyWriter, study: Any, pred: Any, paths: Any) -> Any:
         if study.place.endswith("a.nii.gz"):
             raise OSError(28, "No space left on device", "/Geheim")
-        write(self, study, pred, paths)
+        return write(self, study, pred, paths)
 
     monkeypatch.setattr(StudyWriter, "__call__", fails)
     assert len(predict(tmp_path / "in", tmp_path / "out", status=1)) == 2
