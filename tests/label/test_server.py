@@ -206,6 +206,7 @@ def test_masks_are_those_of_the_command_line(served):
 def prepared(served: Served, image: str) -> torch.Tensor:
     parser = ConfigParser()
     parser.read_config(served.bundle / "configs" / "inference.yaml")
+    parser["bundle_root"] = str(served.bundle)
     (file,) = (path for path in served.studies.iterdir() if path.name.split(".")[0] == image)
     return parser.get_parsed_content("preprocessing")({"image": file})["image"][None]
 
