@@ -27,7 +27,7 @@ demo: setup
 	$(RUN) --config_file $(EM)/configs/inference.yaml --input demo/data/slices/train-volume-14.png \
 	  --ckpt_path demo/model/model.pt --output_dir demo/prediction
 	@echo
-	@echo "Nuclei:      demo/nuclei/pictures/*.png, and *.geojson for QuPath: with the weights of the repository"
+	@echo "Nuclei:      demo/nuclei/pictures/*.png, and *.geojson for QuPath: with the shipped weights"
 	@echo "Pictures:    demo/evaluation/pictures/*.png (image, label, probability, outlines)"
 	@echo "Scores:      demo/evaluation/scores.csv"
 	@echo "Prediction:  demo/prediction/*_probability.tif and *_label.tif"

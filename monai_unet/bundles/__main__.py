@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     new.add_argument("--output", default=".", help="folder of the bundle (default: the working folder)")
     new.add_argument("--kind", choices=("instances", "classes"), help="of the labels (default: inferred from them)")
     new.add_argument("--memory", type=float, metavar="GiB", help="of a training step (default: half of what is free)")
-    new.add_argument("--minutes", type=float, help="of the training on this machine (default: 60)")
+    new.add_argument("--minutes", type=float, default=60.0, help="of the training on this machine (default: 60)")
     new.add_argument("--label_components", action="store_true", help="instances are the separate pieces of masks")
     copied = commands.add_parser("copy", help="copy a bundle that comes with the package, with its weights")
     copied.add_argument("name", help="of the bundle")

@@ -28,15 +28,15 @@ __all__ = ["Cost", "decide"]
 
 #: channels of the top level to choose from: the paper's, and its halves
 WIDTHS = (64, 32, 16)
-#: fewer steps than these teach a network little: it is narrower, or the tile smaller, where they would not fit
+#: where so many steps do not fit into the minutes, the network is narrower, or the tile smaller
 ENOUGH_STEPS = 1500
-#: more than the paper's 30,000 never helped
+#: as many as the shipped bundles take for the paper's ten hours
 MOST_STEPS = 30_000
 #: validations in a training
 VALIDATIONS = 10
-#: deepest network, by dimension: the paper's in 2-D; in 3-D its fourth level hardly ever has context to see
+#: poolings of the deepest network, by dimension, as in the two papers
 DEEPEST = {2: 4, 3: 3}
-#: output voxels per axis of the largest tile, by dimension: the paper's, and as much work in 3-D
+#: output voxels per axis of the largest tile, by dimension: in 2-D the paper's
 LARGEST = {2: 388, 3: 68}
 
 
@@ -61,14 +61,14 @@ class Cost:
         return int(max(60 * minutes - VALIDATIONS * self.validation, 0) / (self.seconds + self.augmentation))
 
 
-def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, minutes: float | None = None) -> Plan:
+def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, minutes: float = 60) -> Plan:
     """Plan a bundle for a data set.
 
     Args:
         name: of the bundle.
         fingerprint: of the data set.
         memory: GiB that a training step may take; None for half of what is free.
-        minutes: that the training may take on this machine; None for an hour.
+        minutes: that the training may take on this machine.
 
     Raises:
         InputError: instances in NIfTI files; no network fits into the memory.
@@ -102,20 +102,19 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     settings |= _image(fingerprint, volumes)
     settings |= _levels(fingerprint, volumes)
     settings |= _labels(fingerprint)
-    settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes or 60, device)
+    settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes, device)
     cost = _measure(fingerprint, settings, device)
     if cost.bytes:
         tile, why = settings["tile_size"]
         settings["tile_size"] = Setting(tile, f"{why}; a step on it takes {cost.bytes / 2**30:.2g} GiB")
     settings |= _augmentation(fingerprint, settings, volumes) | _schedule(cost, minutes)
-    names = fingerprint.class_names
     plan = Plan(
         name=name,
         kind=fingerprint.kind,
         dims=fingerprint.spatial_dims,
         volumes=volumes,
         channel_names=fingerprint.channel_names,
-        class_names=names,
+        class_names=fingerprint.class_names,
         modality=fingerprint.modality,
         settings=settings,
         colour=fingerprint.colour,
@@ -256,7 +255,7 @@ def _size(
     why = f"{settings['features'].why}; as wide as {_minutes(minutes)} and {memory / 2**30:.1f} GiB allow"
     return {
         "features": Setting(list(network.features), why),
-        "norm": Setting("batch", "the 3-D paper's; trains in fewer steps than without"),
+        "norm": Setting("batch", "the 3-D paper's, for a short training: not in that of 2015"),
         "dropout": Setting(0.2 if dims == 2 else 0, "a narrower network overfits less than the paper's"),
         "tile_size": Setting(
             tile if dims == 3 else tile[0], f"output per axis; the input tile is {' × '.join(map(str, shape))}"
@@ -368,8 +367,8 @@ def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], vol
     return found
 
 
-def _schedule(cost: Cost, minutes: float | None) -> dict[str, Setting]:
-    steps = min(max(cost.steps(minutes or 60), 2 * VALIDATIONS), MOST_STEPS)
+def _schedule(cost: Cost, minutes: float) -> dict[str, Setting]:
+    steps = min(max(cost.steps(minutes), 2 * VALIDATIONS), MOST_STEPS)
     each = max(min(100, steps // VALIDATIONS), 1)
     epochs = max(steps // each, 1)
     per = cost.seconds + cost.augmentation

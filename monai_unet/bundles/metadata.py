@@ -47,7 +47,7 @@ def metadata(plan: Plan) -> dict[str, Any]:
             **{package: _version(package) for package in (*PACKAGES, *READERS[plan.volumes])},
         },
         "name": own.pop("name", plan.name),
-        "task": own.pop("task", f"{plan.kind} in {plan.modality}: {', '.join(plan.outputs[1:])}"),
+        "task": own.pop("task", f"{plan.kind} in {plan.modality}: {', '.join(plan.class_names[1:])}"),
         "description": own.pop(
             "description",
             f"The {'3-D ' * (plan.dims == 3)}U-Net, trained on {plan.subject}, as planned from these data.",
@@ -81,7 +81,7 @@ def _version(package: str) -> str:
 def _network(plan: Plan) -> dict[str, Any]:
     values = {name: plan.settings[name].value for name in ("features", "kernel_size", "strides") if plan.has(name)}
     network = ValidUNet(
-        plan.dims, plan.channels, len(plan.outputs), **{**values, "features": [1] * len(values["features"])}
+        plan.dims, plan.channels, len(plan.class_names), **{**values, "features": [1] * len(values["features"])}
     )
     inputs, outputs = [], []
     for axis in range(plan.dims):
@@ -90,7 +90,7 @@ def _network(plan: Plan) -> dict[str, Any]:
         inputs.append(f"{smallest - multiple}+{multiple}*n")
         outputs.append(f"{multiple}*n{network.output_size(smallest, axis) - multiple:+d}")
     tensor = {"type": "image", "dtype": "float32", "is_patch_data": False}
-    names = ["background", *plan.outputs[1:]]
+    names = ["background", *plan.class_names[1:]]
     return {
         "inputs": {
             "image": {

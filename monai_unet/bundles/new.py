@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from dataclasses import replace
@@ -22,8 +21,6 @@ from monai_unet.files import creating
 
 __all__ = ["new_bundle"]
 
-logger = logging.getLogger(__name__)
-
 #: the share of "training" that chooses the checkpoint where there is no list "validation"
 HELD_OUT = 0.2
 
@@ -34,7 +31,7 @@ def new_bundle(
     output: str | os.PathLike[str] = ".",
     kind: str | None = None,
     memory: float | None = None,
-    minutes: float | None = None,
+    minutes: float = 60,
     label_components: bool = False,
 ) -> tuple[Path, Plan]:
     """Write a bundle that trains on a data set, planned from it; as a whole, or not at all.
@@ -47,14 +44,14 @@ def new_bundle(
         output: folder of the bundle.
         kind: "instances" or "classes"; None to infer it from the labels.
         memory: GiB that a training step may take; None for half of what is free.
-        minutes: that training may take; None for an hour.
+        minutes: that training may take.
         label_components: take the connected components of masks for instances.
 
     Returns:
         The bundle's folder, and its plan.
 
     Raises:
-        InputError: the name is none, the folder exists; the data set has problems, all of which are listed.
+        InputError: the name is no identifier; the folder exists; the data set has problems, all of which are listed.
 
     >>> import tempfile
     >>> from monai_unet.datasets import prepare

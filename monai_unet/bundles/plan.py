@@ -93,7 +93,8 @@ class Plan:
         modality: "CT", "MR", "microscopy" …
         settings: options of train.yaml by name; those not here are not in the config.
         compact: what compact.yaml sets; none: there is no such file.
-        membranes: classes whose 4-connected components are weighted and scored as in the ISBI 2012 challenge.
+        membranes: classes whose 4-connected components are weighted and scored as in the ISBI 2012 challenge, page by
+            page of a stack.
         colour: whether three channels are red, green and blue.
         masks: labels of two classes are stored as 0 and 255.
         sparse: parts of the images may be not labelled.
@@ -108,8 +109,8 @@ class Plan:
         subject: what the network is trained on, for the first line of train.yaml.
         metadata: entries of metadata.json.
 
-    >>> Plan("mine", "instances", 2, False, ["image"], ["background", "cell"], "microscopy", PAPER_2D).outputs
-    ['background', 'cell']
+    >>> Plan("mine", "instances", 2, False, ["image"], ["background", "cell"], "microscopy", PAPER_2D).metric
+    'seg'
     """
 
     name: str
@@ -147,11 +148,6 @@ class Plan:
         return self.instances or self.membranes
 
     @property
-    def pages(self) -> bool:
-        """Whether a stack is trained on and predicted page by page."""
-        return self.membranes
-
-    @property
     def per_class(self) -> bool:
         """Whether scores are reported class by class, too."""
         return not self.weight_map and len(self.class_names) > 2
@@ -160,11 +156,6 @@ class Plan:
     def channels(self) -> int:
         """Channels of the image."""
         return len(self.channel_names)
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the network's output channels."""
-        return list(self.class_names)
 
     @property
     def label_values(self) -> list[int]:

@@ -74,7 +74,8 @@ class Scores:
         self.types.clear()
 
     def _collect_images(self, engine: Engine) -> None:
-        items: Any = engine.state.output
+        state: Any = engine.state
+        items = [{**batch, **output} for batch, output in zip(state.batch, state.output, strict=True)]
         self.types += [item.get("type") for item in items]
         self.images += [Path(item["image"].meta["filename_or_obj"]).name for item in items]
 

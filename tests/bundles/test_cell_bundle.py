@@ -49,6 +49,7 @@ def data(tmp_path_factory) -> Path:
     document["test"] = document["test"][:2]
     for split in ("training", "test"):
         first, second = document[split][:2]
+        first["type"], second["type"] = "dark", "dim"
         half = np.zeros((256, 256), np.uint8)
         half[:, 128:] = 255
         label = tifffile.imread(first["label"])
@@ -118,7 +119,8 @@ def test_evaluation_gives_seg_merged_and_split_cells_per_frame_and_overall(train
     run(EVALUATE, dataset_dir=str(data), ckpt_path=checkpoint, output_dir=str(tmp_path / "eval"), averaging="none")
     record = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert [row["image"] for row in record["images"]] == ["t010.png", "t011.png"]
-    assert set(record["overall"]) == {"seg", "merged_cells", "split_cells"}
+    assert set(record["overall"]) == {"seg", "ap50", "merged_cells", "split_cells"}
+    assert {kind: found["images"] for kind, found in record["types"].items()} == {"dark": 1, "dim": 1}
     assert record["overall"]["merged_cells"] == sum(row["merged_cells"] for row in record["images"])
     with (tmp_path / "eval" / "scores.csv").open() as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["t010.png", "t011.png", "overall"]

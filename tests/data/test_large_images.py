@@ -110,6 +110,19 @@ def test_colours_are_channels(tmp_path):
     check(out, image.transpose(2, 0, 1), network)
 
 
+def test_a_gray_image_enters_a_network_of_colours_three_times(tmp_path):
+    """And no other network of three channels: three stains are not colours."""
+    gray = RNG.integers(0, 255, (41, 33), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", gray)
+    network = balanced(ValidUNet(2, 3, 2, (3, 4, 5)))
+    output, inferer = tmp_path / "out.ome.zarr", OverlapTileInferer(20)
+    check(
+        predict_large_image(tmp_path / "in.tif", output, network, inferer, colour=True), np.stack([gray] * 3), network
+    )
+    with pytest.raises(InputError, match="it has 1 channels, the network takes 3"):
+        open_large_image(tmp_path / "in.tif", 3)
+
+
 def test_the_output_is_ome_zarr_with_a_pyramid_and_the_pixel_size(tmp_path):
     image = RNG.random((30, 2050), dtype=np.float32)
     path = ome_zarr(tmp_path / "in.ome.zarr", image, "yx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ from monai_unet.tracking import Scores
 
 def evaluator(metrics: dict[str, Any], details: dict[str, torch.Tensor] | None = None) -> Engine:
     """Leaves these metrics where MONAI's engines and ignite's leave theirs."""
-    engine = Engine(lambda engine, name: [{"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": name})}])
+    engine = Engine(
+        lambda engine, batch: [
+            {"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": item["name"]})} for item in batch
+        ]
+    )
 
     @engine.on(Events.EPOCH_COMPLETED)
     def _(engine: Engine) -> None:
@@ -28,11 +33,17 @@ def evaluator(metrics: dict[str, Any], details: dict[str, torch.Tensor] | None =
     return engine
 
 
+def batches(names: Sequence[str], types: Sequence[str] = ()) -> list[list[dict[str, str]]]:
+    """Items as an evaluator's loader gives them; its output has the images, but not their types."""
+    kinds = [{"type": kind} for kind in types] or [{}] * len(names)
+    return [[{"name": name, **kind}] for name, kind in zip(names, kinds, strict=True)]
+
+
 def test_scores_that_are_not_finite_come_back_as_they_are(tmp_path):
     details = {"hd95": torch.tensor([[float("inf")], [2.0]]), "dice": torch.tensor([[0.5], [float("nan")]])}
     engine = evaluator({"hd95": float("inf"), "dice": 0.5}, details)
     Scores(tmp_path, facts={"averaging": "all"}).attach(engine)
-    engine.run(["a/one.nii", "b/two.nii"])
+    engine.run(batches(["a/one.nii", "b/two.nii"]))
     record = json.loads((tmp_path / "scores.json").read_text())
     assert (record["averaging"], record["overall"]) == ("all", {"hd95": float("inf"), "dice": 0.5})
     assert record["images"][0] == {"image": "one.nii", "hd95": float("inf"), "dice": 0.5}
@@ -44,7 +55,7 @@ def test_scores_that_are_not_finite_come_back_as_they_are(tmp_path):
 def test_a_class_without_value_is_left_out_of_its_image(tmp_path):
     engine = evaluator({"dice": 0.6}, {"dice": torch.tensor([[0.5, 0.7], [float("nan"), 0.5]])})
     Scores(tmp_path).attach(engine)
-    engine.run(["one.nii", "two.nii"])
+    engine.run(batches(["one.nii", "two.nii"]))
     images = json.loads((tmp_path / "scores.json").read_text())["images"]
     assert [row["dice"] for row in images] == pytest.approx([0.6, 0.5])
 
@@ -53,7 +64,7 @@ def test_metrics_of_ignite_have_an_overall_value_only(tmp_path, capsys):
     """They leave no details; one that is not a single number is left out."""
     engine = evaluator({"dice": np.float32(0.5), "rand_error": torch.tensor(0.25), "per_class": torch.ones(3)})
     Scores(tmp_path).attach(engine)
-    engine.run(["a/one.nii"])
+    engine.run(batches(["a/one.nii"]))
     record = json.loads((tmp_path / "scores.json").read_text())
     assert record["overall"] == {"dice": 0.5, "rand_error": 0.25}
     assert record["images"] == [{"image": "one.nii"}]
@@ -68,13 +79,10 @@ def test_metrics_of_ignite_have_an_overall_value_only(tmp_path, capsys):
 
 def test_means_over_images_with_intervals_and_by_type(tmp_path, capsys):
     values = [0.1, 0.9, float("nan"), 0.5, 0.5, 0.5, 0.5]
-    names = [f"{'stained' if number < 3 else 'dark'}/{number}.png" for number in range(7)]
+    names, types = [f"{number}.png" for number in range(7)], ["stained"] * 3 + ["dark"] * 4
     engine = evaluator({"seg": 0.6}, {"seg": torch.tensor(values)[:, None]})
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda: engine.state.output[0].update(type=engine.state.batch.split("/")[0])
-    )
     Scores(tmp_path).attach(engine)
-    engine.run(names)
+    engine.run(batches(names, types))
     record = json.loads((tmp_path / "scores.json").read_text())
     assert record["overall"] == {"seg": 0.6}
     assert record["means"]["seg"]["mean"] == pytest.approx(0.5)
@@ -87,7 +95,7 @@ def test_means_over_images_with_intervals_and_by_type(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "dark, 4:  seg 0.500 (0.500–0.500)" in printed
     assert printed.splitlines()[-1].split() == ["overall", "0.600000"]
-    engine.run(names)
+    engine.run(batches(names, types))
     assert json.loads((tmp_path / "scores.json").read_text()) == record
 
 
@@ -96,7 +104,7 @@ def test_a_mean_of_infinite_scores_is_infinite_and_that_of_none_is_none(tmp_path
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update(dice=0.0))
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metric_details["dice"].fill_(float("nan")))
     Scores(tmp_path).attach(engine)
-    engine.run(["1.nii", "2.nii", "3.nii"])
+    engine.run(batches(["1.nii", "2.nii", "3.nii"]))
     means = json.loads((tmp_path / "scores.json").read_text())["means"]
     assert means["hd95"] == {"mean": float("inf"), "interval": [float("inf")] * 2}
     assert np.isnan(means["dice"]["mean"])
@@ -106,7 +114,7 @@ def test_the_run_gets_numbers_in_place_of_names(tmp_path):
     run = Run()
     engine = evaluator({"dice": 0.6}, {"dice": torch.tensor([[0.7], [0.5]])})
     Scores(tmp_path, run, {"data": "of Doe"}).attach(engine)
-    engine.run(["Doe.nii", "Smith.nii"])
+    engine.run(batches(["Doe.nii", "Smith.nii"]))
     assert run.metrics == [("dice_per_image", pytest.approx(0.7), 0), ("dice_per_image", 0.5, 1)]
     assert [row["image"] for row in json.loads(run.files["scores.json"])["images"]] == [1, 2]
     assert "Doe" not in "".join(run.files.values())

@@ -51,6 +51,7 @@ def predict_large_image(
     level: int = 0,
     scheduler: str | None = None,
     pixel_size_um: Sequence[float] | None = None,
+    colour: bool = False,
 ) -> Path:
     """Segment an image of any size on disk; run again after an interruption, it resumes.
 
@@ -80,6 +81,7 @@ def predict_large_image(
             for the workers. The result equals that of one process.
         pixel_size_um: of the task, µm per axis. An image is not rescaled: if its own pixel size is known and differs by
             more than a tenth, a warning is logged.
+        colour: as for `open_large_image`.
 
     Returns:
         ``output``.
@@ -98,7 +100,7 @@ def predict_large_image(
     ((1, 60, 60), (60, 60))
     """
     output = Path(output)
-    image = open_large_image(path, network.in_channels, network.spatial_dims, level)
+    image = open_large_image(path, network.in_channels, network.spatial_dims, level, colour)
     if pixel_size_um is not None and image.unit == "micrometer":
         own, task = (np.asarray(size, float) for size in (image.scale, pixel_size_um))
         if (np.abs(own / task - 1) > TOLERANCE).any():
@@ -115,7 +117,13 @@ def predict_large_image(
             logger.info("%s is finished already", output)
             return output
         predict = partial(
-            _predict, path=image.path.absolute(), level=level, output=output.absolute(), inferer=inferer, plan=plan
+            _predict,
+            path=image.path.absolute(),
+            level=level,
+            colour=colour,
+            output=output.absolute(),
+            inferer=inferer,
+            plan=plan,
         )
         tiles = list(zip(np.ndindex(plan.grid), plan.origins(), strict=True))
         size = len(tiles) if scheduler is None else TILES_PER_TASK
@@ -144,13 +152,14 @@ def _predict(
     record: dict[str, Any],
     path: Path,
     level: int,
+    colour: bool,
     output: Path,
     inferer: OverlapTileInferer,
     plan: TilePlan,
 ) -> None:
     """Segment those of the tiles that are not done."""
     keep_freed_memory()
-    image = open_large_image(path, network.in_channels, network.spatial_dims, level)
+    image = open_large_image(path, network.in_channels, network.spatial_dims, level, colour)
     group = require("zarr", "large").open_group(output, mode="r+")
     done = group["progress/tiles"]
     left = [(index, origin) for index, origin in tiles if not done[index]]

@@ -40,6 +40,7 @@ class LargeImage:
         axes: of the stored array, such as "TCZYX"; "S" are the samples of a colour. Of a lower-case axis, `read` takes
             the first entry.
         open: returns a context with the stored array: anything that takes NumPy's slices.
+        repeat: how often `read` returns the one channel that there is: 3 where a network of colours sees a gray image.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +58,7 @@ class LargeImage:
     unit: str | None
     axes: str
     open: Callable[[], AbstractContextManager[Any]] = field(repr=False)
+    repeat: int = 1
 
     def read(self, box: Sequence[slice]) -> np.ndarray:
         """Read a box of the spatial axes, (C, *box) of the stored dtype.
@@ -75,11 +77,13 @@ class LargeImage:
             raise InputError(self.path, f"damaged at {box} ({error})", "Copy or export it again") from error
         left = [a for a, i in zip(self.axes, index, strict=True) if isinstance(i, slice)]
         if not set(left) & set("CS"):
-            return array[None]
+            return np.repeat(array[None], self.repeat, axis=0)
         return np.moveaxis(array, next(i for i, a in enumerate(left) if a in "CS"), 0)
 
 
-def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: int = 2, level: int = 0) -> LargeImage:
+def open_large_image(
+    path: str | os.PathLike[str], channels: int, spatial_dims: int = 2, level: int = 0, colour: bool = False
+) -> LargeImage:
     """Open an image without reading its voxels.
 
     Args:
@@ -90,6 +94,7 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
         channels: of the network.
         spatial_dims: 2 for (H, W), 3 for (D, H, W). Other axes must have one entry.
         level: of the resolution pyramid, 0 is the finest.
+        colour: whether the network's three channels are red, green and blue: a gray image enters them all.
 
     Raises:
         InputError: no such file, not an image, several images, no such level, other axes or channels, complex or
@@ -122,7 +127,8 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
         problem = f"it has axes {axes} of shape {size}; one image {wanted} is needed"
         raise InputError(path, problem, f"Save only the part of interest, with axes {wanted} or C{wanted}")
     counts = [found[axis] for axis in "CS" if found.get(axis, 1) > 1] or [1]
-    if math.prod(counts) != channels or len(counts) > 1:
+    repeat = 3 if colour and channels == 3 and counts == [1] else 1
+    if math.prod(counts) * repeat != channels or len(counts) > 1:
         problem = f"it has {math.prod(counts)} channels, the network takes {channels}"
         raise InputError(path, problem, f"Save {channels} of them, or train with in_channels={math.prod(counts)}")
     axes = "".join(a if a not in "CS" or found[a] == channels != 1 else a.lower() for a in axes)
@@ -132,7 +138,8 @@ def open_large_image(path: str | os.PathLike[str], channels: int, spatial_dims: 
         raise InputError(path, f"it has shape {size}, without a voxel", "Check the file")
     spatial = [stored.axes.index(axis) for axis in wanted]
     scale, origin = (tuple(values[i] for i in spatial) for values in (stored.scale, stored.origin))
-    return replace(stored, shape=(channels, *(size[i] for i in spatial)), scale=scale, origin=origin, axes=axes)
+    shape = (channels, *(size[i] for i in spatial))
+    return replace(stored, shape=shape, scale=scale, origin=origin, axes=axes, repeat=repeat)
 
 
 def _open_zarr(path: Path, level: int) -> LargeImage:
