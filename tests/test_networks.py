@@ -187,6 +187,7 @@ def test_bfloat16_autocast_and_channels_last_stay_close():
     torch.testing.assert_close(half.float(), expected, atol=0.1 * expected.abs().max().item(), rtol=0)
 
 
+@pytest.mark.slow
 def test_compiled_whole_without_a_graph_break():
     network, x = small(), torch.rand(1, 1, 188, 188)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -207,6 +208,7 @@ def test_torchscript_by_script_and_by_trace(tmp_path: Path):
         torch.testing.assert_close(scripted(other), network(other))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx_runs_on_other_sizes_too(tmp_path: Path):
     onnxruntime = pytest.importorskip("onnxruntime")

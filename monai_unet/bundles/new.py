@@ -54,12 +54,18 @@ def new_bundle(
         InputError: the name is no identifier; the folder exists; the data set has problems, all of which are listed.
 
     >>> import tempfile
-    >>> from monai_unet.datasets import prepare
+    >>> import numpy as np
+    >>> from PIL import Image
     >>> with tempfile.TemporaryDirectory() as home:
-    ...     _ = prepare("cell_phantom", output=f"{home}/data")
-    ...     folder, plan = new_bundle("cells", f"{home}/data", home, minutes=5)
-    ...     sorted(path.name for path in folder.iterdir()), plan.kind
-    (['LICENSE', 'configs', 'data', 'docs'], 'instances')
+    ...     for number in range(4):
+    ...         ids = np.zeros((48, 48), np.uint8)
+    ...         ids[3:9, 3:9], ids[20 : 25 + number, 3:9] = 1, 2
+    ...         for part in ("images", "labels"):
+    ...             Path(home, "data", part).mkdir(parents=True, exist_ok=True)
+    ...             Image.fromarray(ids).save(f"{home}/data/{part}/{number}.png")
+    ...     folder, plan = new_bundle("spots", f"{home}/data", home, kind="instances", minutes=1)
+    ...     sorted(path.name for path in folder.iterdir())
+    ['LICENSE', 'configs', 'data', 'docs']
     """
     folder = Path(output).expanduser().absolute() / name
     if not re.fullmatch(r"[A-Za-z]\w*", name):
