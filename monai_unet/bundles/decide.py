@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from monai.utils.misc import ensure_tuple_rep
 
+from monai_unet.bundles.cost import Cost, measure_cost, multiplications, step_seconds
 from monai_unet.bundles.fingerprint import Fingerprint
 from monai_unet.bundles.plan import PAPER_2D, PAPER_3D, Plan, Setting
 from monai_unet.errors import InputError
-from monai_unet.inferers import OverlapTileInferer
-from monai_unet.memory import available_bytes, measured_bytes
+from monai_unet.memory import available_bytes
 from monai_unet.networks import ValidUNet
 from monai_unet.training.step_memory import step_bytes
-from monai_unet.transforms import RandElasticDeformationd
 
-__all__ = ["Cost", "decide"]
+__all__ = ["decide"]
 
 #: channels of the top level to choose from: the paper's, and its halves
 WIDTHS = (64, 32, 16)
@@ -38,27 +35,6 @@ VALIDATIONS = 10
 DEEPEST = {2: 4, 3: 3}
 #: output voxels per axis of the largest tile, by dimension: in 2-D the paper's
 LARGEST = {2: 388, 3: 68}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a training step costs here, measured.
-
-    >>> Cost(seconds=0.5, augmentation=0.1, validation=20, bytes=2**30, device="cpu").steps(minutes=10)
-    666
-    """
-
-    seconds: float
-    #: seconds to draw and deform a tile
-    augmentation: float
-    #: seconds of all validations together
-    validation: float
-    bytes: int
-    device: str
-
-    def steps(self, minutes: float) -> int:
-        """The steps that fit into so many minutes, validations included."""
-        return int(max(60 * minutes - VALIDATIONS * self.validation, 0) / (self.seconds + self.augmentation))
 
 
 def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, minutes: float = 60) -> Plan:
@@ -103,7 +79,10 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     settings |= _levels(fingerprint, volumes)
     settings |= _labels(fingerprint)
     settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes, device)
-    cost = _measure(fingerprint, settings, device)
+    network = _network(fingerprint, settings, settings["features"].value)
+    tile = ensure_tuple_rep(settings["tile_size"].value, fingerprint.spatial_dims)
+    size = [int(n) for n in np.median(fingerprint.sizes, axis=0)]
+    cost = measure_cost(network, tile, size, max(fingerprint.items.get("validation", 0), 1), device)
     if cost.bytes:
         tile, why = settings["tile_size"]
         settings["tile_size"] = Setting(tile, f"{why}; a step on it takes {cost.bytes / 2**30:.2g} GiB")
@@ -248,9 +227,10 @@ def _size(
         problem = f"it is {memory / 2**30:.2g} GiB, and the smallest step here takes {candidates[-1][-1] / 2**30:.2g}"
         raise InputError("--memory", problem, "Give more, or train on another machine")
     smallest, _, shape, _ = fitting[-1]
-    rate = _work(smallest, shape) / _step_seconds(smallest, shape, device)[0]
+    rate = multiplications(smallest, shape) / step_seconds(smallest, shape, device)[0]
     network, tile, shape, _ = next(
-        (found for found in fitting if 60 * minutes * rate / _work(found[0], found[2]) >= ENOUGH_STEPS), fitting[-1]
+        (found for found in fitting if 60 * minutes * rate / multiplications(found[0], found[2]) >= ENOUGH_STEPS),
+        fitting[-1],
     )
     why = f"{settings['features'].why}; as wide as {_minutes(minutes)} and {memory / 2**30:.1f} GiB allow"
     return {
@@ -267,70 +247,6 @@ def _network(fingerprint: Fingerprint, settings: Mapping[str, Setting], features
     kernels = {name: settings[name].value for name in ("kernel_size", "strides") if name in settings}
     outputs = 2 if fingerprint.kind == "instances" else len(fingerprint.class_names)
     return ValidUNet(fingerprint.spatial_dims, fingerprint.channels, outputs, features, norm="batch", **kernels)
-
-
-def _work(network: ValidUNet, shape: Sequence[int]) -> float:
-    """Multiplications of a step: each pixel of each level with its weights."""
-    total, n = 0.0, np.array(shape, float)
-    for level, features in enumerate(network.features):
-        taps = math.prod(network.kernel_size[level])
-        total += 4 * features**2 * taps * n.prod()
-        if level < network.depth:
-            n = n / network.strides[level]
-    return total
-
-
-def _step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device) -> tuple[float, int]:
-    """Seconds of a training step without augmentation, the second of two, and the bytes that it takes."""
-    network = network.to(device).train()
-    optimizer = torch.optim.Adam(network.parameters())
-    image = torch.randn(1, network.in_channels, *shape, device=device)
-    outputs = [network.output_size(n, axis) for axis, n in enumerate(shape)]
-    target = torch.zeros(1, *outputs, dtype=torch.long, device=device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        cross_entropy(network(image), target).backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    taken = measured_bytes(step, device) or 0
-    return _seconds(step, device), taken
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the work takes; on a CPU as if nothing else ran there."""
-    if device.type == "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    start = time.process_time()
-    work()
-    return (time.process_time() - start) / torch.get_num_threads()
-
-
-def _measure(fingerprint: Fingerprint, settings: Mapping[str, Setting], device: torch.device) -> Cost:
-    """Measure a step, the deformation of a tile, and the validation of an image of median size."""
-    features, tile = settings["features"].value, settings["tile_size"].value
-    network = _network(fingerprint, settings, features)
-    dims = network.spatial_dims
-    tiles = [tile] * dims if isinstance(tile, int) else tile
-    shape = [network.input_size(n, axis) for axis, n in enumerate(tiles)]
-    seconds, taken = _step_seconds(network, shape, device)
-    size = [int(n) for n in np.median(fingerprint.sizes, axis=0)]
-    item: dict[Hashable, Tensor] = {"image": torch.randn(fingerprint.channels, *size)}
-    item |= {key: torch.zeros(1, *size) for key in ("classes", "weight")}
-    modes = ["bicubic" if dims == 2 else "bilinear", "nearest", "bilinear"]
-    deform = RandElasticDeformationd(
-        keys=list(item), mode=modes, grid_size=3, sigma=5, rotate_range=0.3, random_center=True, spatial_size=shape
-    )
-    augmentation = _seconds(lambda: deform(item), device)
-    infer = OverlapTileInferer(tile_size=tiles)
-    with torch.no_grad():
-        whole = _seconds(lambda: infer(item["image"][None].to(device), network.eval()), device)
-    validation = whole * max(fingerprint.items.get("validation", 0), 1)
-    return Cost(seconds, augmentation, validation, taken, device.type)
 
 
 def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], volumes: bool) -> dict[str, Setting]:
@@ -368,7 +284,7 @@ def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], vol
 
 
 def _schedule(cost: Cost, minutes: float) -> dict[str, Setting]:
-    steps = min(max(cost.steps(minutes), 2 * VALIDATIONS), MOST_STEPS)
+    steps = min(max(cost.steps(minutes, VALIDATIONS), 2 * VALIDATIONS), MOST_STEPS)
     each = max(min(100, steps // VALIDATIONS), 1)
     epochs = max(steps // each, 1)
     per = cost.seconds + cost.augmentation

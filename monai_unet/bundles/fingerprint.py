@@ -6,12 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
-from monai.utils.enums import MetaKeys
 from monai.utils.misc import ensure_tuple
 from scipy import ndimage
 from tqdm import tqdm
@@ -19,14 +16,11 @@ from tqdm import tqdm
 from monai_unet.bundles.items import Items
 from monai_unet.bundles.kinds import UNLABELLED, Labels, class_problems, class_values, infer_kind, instance_problems
 from monai_unet.bundles.objects import Measures, Objects, measure
-from monai_unet.data import CheckedVolumeReader, MicroscopyReader
+from monai_unet.bundles.samples import Sample, read_sample
 from monai_unet.data.decoded import keeping_decoded
-from monai_unet.data.microscopy.reader import SUFFIXES
-from monai_unet.data.microscopy.tiff import TIFF_MAGIC
-from monai_unet.data.volumes.checks import corner_distance, voxel_size
 from monai_unet.datasets.prepared import add_pixels
 from monai_unet.errors import InputError, raise_problems
-from monai_unet.options import parse_choice, require
+from monai_unet.options import parse_choice
 from monai_unet.transforms.rescale import TOLERANCE
 
 __all__ = ["Fingerprint", "Intensity", "take_fingerprint"]
@@ -74,6 +68,7 @@ class Fingerprint:
     extents and objects are those of all lists but "test".
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from PIL import Image
     >>> from monai_unet.bundles.items import find_items
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -140,18 +135,6 @@ class Fingerprint:
         return asdict(self)
 
 
-class _Sample(NamedTuple):
-    """An item as read."""
-
-    image: np.ndarray  # (C, *spatial)
-    label: np.ndarray  # (*spatial), whole numbers
-    ignore: np.ndarray  # (*spatial), bool
-    form: str
-    spacing: np.ndarray
-    dtype: str
-    colour: bool
-
-
 class _Facts(NamedTuple):
     """What is kept of an item when its pixels are gone."""
 
@@ -186,6 +169,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
         InputError: with all that is wrong with the files, and with the data set as a whole.
         ValueError: another kind.
 
+    >>> from pathlib import Path
     >>> take_fingerprint(Items(Path("cells"), "folders", {}), kind="objects")
     Traceback (most recent call last):
     ValueError: kind is 'objects'; it must be instances or classes
@@ -202,7 +186,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     for name, item in tqdm(listed, desc="fingerprint", unit=" images", leave=False, disable=None):
         try:
             with keeping_decoded():
-                sample = _read(item)
+                sample = read_sample(item)
             if digest:
                 add_pixels(digest, item)
         except InputError as error:
@@ -244,82 +228,7 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     )
 
 
-def _read(item: Mapping[str, Any]) -> _Sample:
-    """Read and check one item.
-
-    Raises:
-        InputError: one of its files is bad, or they do not fit together.
-    """
-    files = ensure_tuple(item["image"])
-    microscopy = Path(files[0]).suffix.lower() in SUFFIXES
-    image, spacing, affine = (_read_microscopy if microscopy else _read_volume)(files)
-    arrays = {}
-    for key in ("label", "ignore"):
-        if key not in item:
-            continue
-        path = ensure_tuple(item[key])[0]
-        if microscopy:
-            array = MicroscopyReader(1, label=True).get_data((Path(path),))[0][0]
-        else:
-            array, meta = CheckedVolumeReader().get_data((str(path),))
-        if array.shape != image.shape[1:]:
-            problem = f"labels of shape {array.shape}, the image {files[0]} has {image.shape[1:]}"
-            raise InputError(path, problem, "Pair every image with the labels drawn on it")
-        if not microscopy and corner_distance(affine, meta[MetaKeys.AFFINE], array.shape) > 0.01 * spacing.min():
-            problem = f"its affine puts corners elsewhere than that of its image {files[0]}"
-            raise InputError(path, problem, "Resample the labels to the image, or correct the wrong header")
-        whole = array.astype(np.int64)
-        if (wrong := array[array != whole]).size:
-            problem = f"{wrong.size} fractional values, such as {wrong[0]:.6g}"
-            raise InputError(path, problem, "Save labels as whole numbers, and resample them to the nearest neighbour")
-        if (least := whole.min()) < 0:
-            problem = f"labels below 0: {least}"
-            cure = f"Save borders and whatever is background as 0, and what is not labelled as {UNLABELLED}"
-            raise InputError(path, problem, cure)
-        arrays[key] = whole
-    label, ignore = arrays["label"], arrays.get("ignore", np.zeros(())) > 0
-    if not microscopy:
-        axes = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
-        image, label, spacing = image.transpose(0, *(axes + 1)), label.transpose(axes), spacing[axes]
-        ignore = ignore.transpose(axes) if ignore.ndim else ignore
-    form = f"{label.ndim}-D" + ("" if microscopy else " volumes")
-    dtype, colour = _stored(Path(files[0])) if microscopy else ("", False)
-    ignore = np.broadcast_to(ignore, label.shape)
-    return _Sample(image, label, ignore, form, spacing, dtype or image.dtype.name, colour and len(image) == 3)
-
-
-def _read_microscopy(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, meta = MicroscopyReader(None).get_data(tuple(map(Path, files)))
-    if "frame_interval_s" in meta:
-        problem = f"a series over time of {image.shape[1]} frames"
-        raise InputError(files[0], problem, "Save each frame as a file of its own, and its labels too")
-    return image, meta["pixel_size_um"], meta[MetaKeys.AFFINE]
-
-
-def _read_volume(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, meta = CheckedVolumeReader(channels=None).get_data(tuple(map(str, files)))
-    if 1 in image.shape[1:]:
-        problem = f"a volume of one slice, shape {image.shape[1:]}"
-        raise InputError(files[0], problem, "Save 2-D images and their labels as TIFF or PNG")
-    return image, voxel_size(meta[MetaKeys.AFFINE]), meta[MetaKeys.AFFINE]
-
-
-def _stored(path: Path) -> tuple[str, bool]:
-    """The type of the values in a file, "" if unknown, and whether it holds colours."""
-    with path.open("rb") as file:
-        head = file.read(32)
-    if head.startswith(TIFF_MAGIC):
-        with require("tifffile", "microscopy").TiffFile(path) as tif:
-            page = tif.pages[0]
-            return page.dtype.name, int(page.photometric) in (2, 3, 6)
-    if not head.startswith((b"\x89PNG", b"\xff\xd8\xff")):
-        return "", False
-    with require("PIL.Image", "microscopy").open(path) as image:
-        deep = head.startswith(b"\x89PNG") and head[24] == 16  # its bits per sample
-        return "uint16" if deep else "uint8", image.mode not in ("1", "L", "LA", "I", "I;16", "F")
-
-
-def _measure(item: Mapping[str, Any], sample: _Sample, kind: str | None, training: bool, of: int) -> _Facts:
+def _measure(item: Mapping[str, Any], sample: Sample, kind: str | None, training: bool, of: int) -> _Facts:
     image, label, ignore = sample.image, sample.label, sample.ignore
     counted = label[~ignore]
     if counted.max(initial=0) <= label.size:

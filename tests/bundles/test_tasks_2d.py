@@ -51,8 +51,8 @@ def planned(tmp_path_factory) -> Callable[..., tuple[Path, Path, Plan]]:
         name = "_".join([make.__name__, *given])
         if name not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(decide, "_measure", lambda *_: decide.Cost(0.5, 0.1, 1, 2**30, "cpu"))
-                patch.setattr(decide, "_step_seconds", lambda *_: (0.5, 2**30))
+                patch.setattr(decide, "measure_cost", lambda *_: decide.Cost(0.5, 0.1, 1, 2**30, "cpu"))
+                patch.setattr(decide, "step_seconds", lambda *_: (0.5, 2**30))
                 data = make(tmp_path_factory.mktemp("data"))
                 made[name] = (data, *new_bundle(name, data, tmp_path_factory.mktemp("bundles"), minutes=10, **given))
         return made[name]

@@ -35,8 +35,8 @@ SHORT = {"features": [8, 16, 32], "val_interval": 1, "device": "cpu"}
 @pytest.fixture
 def unmeasured(monkeypatch) -> None:
     """Steps are measured elsewhere; here one takes half a second."""
-    monkeypatch.setattr(decide, "_measure", lambda *_: decide.Cost(0.5, 0.1, 1, 2**30, "cpu"))
-    monkeypatch.setattr(decide, "_step_seconds", lambda *_: (0.5, 2**30))
+    monkeypatch.setattr(decide, "measure_cost", lambda *_: decide.Cost(0.5, 0.1, 1, 2**30, "cpu"))
+    monkeypatch.setattr(decide, "step_seconds", lambda *_: (0.5, 2**30))
 
 
 def values(plan: Plan) -> dict[str, Any]:
