@@ -42,13 +42,13 @@ class Scores:
 
     >>> import tempfile
     >>> from monai.data import MetaTensor
-    >>> def evaluate(engine, name):
+    >>> def evaluate(engine, batch):
     ...     engine.state.metrics = {"dice": 0.8}
-    ...     return [{"image": MetaTensor([0.0], meta={"filename_or_obj": name})}]
+    ...     return batch
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     evaluator = Engine(evaluate)
     ...     Scores(folder).attach(evaluator)
-    ...     _ = evaluator.run(["cells.tif"])
+    ...     _ = evaluator.run([[{"image": MetaTensor([0.0], meta={"filename_or_obj": "cells.tif"})}]])
                          dice
     cells.tif
     overall          0.800000
