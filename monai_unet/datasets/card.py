@@ -11,7 +11,7 @@ import yaml
 from tqdm import tqdm
 
 from monai_unet.datasets.archive import find_archive
-from monai_unet.datasets.layouts import LAYOUTS
+from monai_unet.datasets.layouts import LAYOUTS, Datalists
 from monai_unet.datasets.prepared import LISTS, checksum_of
 from monai_unet.datasets.store import Store
 from monai_unet.errors import InputError
@@ -76,16 +76,17 @@ def prepare(
     if name not in known:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
     card = known[name]
-    folder = _root(root) / card["folder"]
-    target = Path(output).expanduser().absolute() if output else folder.parent / name
-    if "url" in card:
-        find_archive(card, folder)
+    target = Path(output).expanduser().absolute() if output else (_root(root) / card["folder"]).parent / name
     about = {key: card[key] for key in ("name", "description", "licence", "citation")}
     about["labels"] = {str(value): meaning for value, meaning in card["labels"].items()}
     try:
         with tqdm(desc=f"prepare {name}", unit=" arrays", leave=False) as bar:
             store = Store(target, bar)
-            datalists = LAYOUTS[card["kind"]](card, folder, store)
+            if "parts" in card:
+                lists = {kind: _lists(known[part], root, store)["."] for kind, part in card["parts"].items()}
+                datalists = {".": _joined(lists)}
+            else:
+                datalists = _lists(card, root, store)
         for fold, lists in datalists.items():
             pixels = {title: checksum_of(lists[title]) for title in LISTS if title in lists}  # of what is read back
             document = {**about, "checksum": store.checksum, "pixels": pixels, **lists}
@@ -94,3 +95,26 @@ def prepare(
         problem = f"cannot be written ({error.strerror or error})"
         raise InputError(target, problem, "Choose another folder with --output DIR") from error
     return target / "dataset.json"
+
+
+def _lists(card: dict[str, Any], root: str | os.PathLike[str] | None, store: Store) -> Datalists:
+    """The lists of one archive, which is found or downloaded, and verified."""
+    folder = _root(root) / card["folder"]
+    if "url" in card:
+        find_archive(card, folder)
+    return LAYOUTS[card["kind"]](card, folder, store)
+
+
+def _joined(parts: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The lists of several data sets as one; an item's ``type`` names its set.
+
+    The last training item of each stands at the end, where `hold_out` takes as many as there are sets.
+    """
+    typed = {
+        kind: {title: [{**item, "type": kind} for item in lists[title]] for title in LISTS if title in lists}
+        for kind, lists in parts.items()
+    }
+    joined = {title: [item for lists in typed.values() for item in lists.get(title, [])] for title in LISTS}
+    last = [lists["training"][-1] for lists in typed.values()]
+    joined["training"] = [item for item in joined["training"] if item not in last] + last
+    return {title: items for title, items in joined.items() if items}

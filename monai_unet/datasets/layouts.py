@@ -134,7 +134,8 @@ def cell_tracking(card: dict[str, Any], archive: Path, store: Store) -> Datalist
             mask = _unlabelled(gold, references, card["unlabelled"]["margin"])
             if mask.any():
                 partial.append(f"{sequence}/t{frame}")
-            ignore = store.image(f"ignore/{sequence}-{frame}.png", np.where(mask, 255, 0).astype(np.uint8))
+            name = f"ignore/{card['name']}-{sequence}-{frame}.png"
+            ignore = store.image(name, np.where(mask, 255, 0).astype(np.uint8))
             items.append({"image": str(image_path), "label": str(path), "ignore": ignore})
         if not items:
             print(f"sequence {sequence} is not in {archive}: lists that need it are omitted")

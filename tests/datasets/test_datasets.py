@@ -144,7 +144,11 @@ def test_cards_are_complete() -> None:
     names = {"isbi2012", "em_phantom", "dic_c2dh_hela", "phc_c2dh_u373", "cell_phantom", "msd_hippocampus", "bbbc038"}
     assert names <= set(known)
     for name, one in known.items():
-        assert {"description", "licence", "citation", "labels", "folder", "kind", "split"} <= set(one), name
+        assert {"description", "licence", "citation", "labels", "folder"} <= set(one), name
+        if "parts" in one:
+            assert set(one["parts"].values()) <= set(known)
+            continue
+        assert {"kind", "split"} <= set(one), name
         assert one["kind"] in LAYOUTS
         if not name.endswith("phantom"):
             assert re.match(r"https://\S+\.(zip|tar)$", one["url"])
@@ -155,7 +159,7 @@ def test_cards_are_complete() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        ValueError, match="unknown data set 'isbi'; known: bbbc038, cell_phantom, dic_c2dh_hela, em_phantom"
+        ValueError, match="unknown data set 'isbi'; known: bbbc038, cell_phantom, ctc_cells, dic_c2dh_hela, em_phantom"
     ):
         prepare("isbi")
 
@@ -541,6 +545,25 @@ def pairs(root: Path, present: range) -> Path:
     return folder
 
 
+def test_data_sets_are_joined(tracking: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the same name stay apart; the last training item of each set comes last, to be held out."""
+    sequences(tmp_path, ("01",))
+    shutil.copytree(tmp_path / "here" / "Cells", tmp_path / "there" / "Cells")
+    known = {"one": {**tracking, "name": "one"}, "two": {**tracking, "name": "two", "folder": "there/Cells"}}
+    both = {key: tracking[key] for key in ("description", "licence", "citation", "labels")}
+    known["both"] = {**both, "name": "both", "folder": "here/Both", "parts": {"HeLa": "one", "U373": "two"}}
+    monkeypatch.setattr(card_module, "cards", lambda: known)
+    path = prepare("both", tmp_path)
+    frames = [(item["type"], Path(item["image"]).stem) for item in load(path, "training")]
+    assert frames == [("HeLa", "t002"), ("U373", "t002"), ("HeLa", "t007"), ("U373", "t007")]
+    assert [(item["type"], Path(item["image"]).stem) for item in load(path, "test")] == [
+        ("HeLa", "t011"),
+        ("U373", "t011"),
+    ]
+    items = load(path, "training") + load(path, "test")
+    assert len({item["ignore"] for item in items}) == len({item["image"] for item in items}) == 6
+
+
 @pytest.fixture
 def task(card: dict[str, Any]) -> dict[str, Any]:
     card.update(kind="decathlon", folder="here/Task", labels={0: "background", 1: "a", 2: "p"}, pairs={})
@@ -777,6 +800,7 @@ def test_real_archives(tmp_path: Path) -> None:
         "isbi2012": {"training": 22, "test": 6, "official_test": 30},
         "dic_c2dh_hela": {"training": 6, "test": 3},
         "phc_c2dh_u373": {"training": 10, "test": 5},
+        "ctc_cells": {"training": 16, "test": 8},
         "msd_hippocampus": {"training": 141, "validation": 27, "test": 32},
     }
     for name, lists in lengths.items():
