@@ -21,10 +21,12 @@ from ome_zarr_models.v05.image import Image  # noqa: E402
 from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
 
 from monai_unet.data.large import instances as large_instances  # noqa: E402
+from monai_unet.data.large import measure_large_image, predict_large_image  # noqa: E402
 from monai_unet.data.large import output as large_output  # noqa: E402
-from monai_unet.data.large import predict_large_image  # noqa: E402
 from monai_unet.data.large.instances import label_blocks  # noqa: E402
 from monai_unet.data.large.reader import open_large_image  # noqa: E402
+from monai_unet.data.microscopy.measures import measure  # noqa: E402
+from monai_unet.data.tables import read_table  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
@@ -400,6 +402,9 @@ def test_the_bundles_command(tmp_path, bundle):
     out = tmp_path / "out" / "slice_prediction.ome.zarr"
     check(out, image)
     assert ("labels/instances" in zarr.open_group(out, mode="r")) == (bundle == "cell_segmentation")
+    (summary,) = read_table(tmp_path / "out" / "summary.csv", "image")
+    assert (summary["image"], summary["image_area_px"]) == ("slice.npy", "3000")
+    assert (tmp_path / "out" / "measures.csv").exists() == (bundle == "cell_segmentation")
 
 
 # --- input ---
@@ -594,3 +599,54 @@ def test_a_reach_of_0_is_refused():
     array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4, 4), dtype="uint8")
     with pytest.raises(ValueError, match="reach is 0; it must be at least 1"):
         label_blocks(array, array, None, LabelInstances(), 0)
+
+
+# --- measures ---
+
+
+def discs(shape: tuple[int, ...], count: int) -> np.ndarray:
+    """Instances of many sizes, some cut off by the border, ids in any order."""
+    ids = np.zeros(shape, np.uint32)
+    grid = np.indices(shape)
+    for number in RNG.permutation(count) + 1:
+        centre = [RNG.integers(n) for n in shape]
+        ids[sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True)) <= RNG.integers(4, 60)] = number
+    return np.searchsorted(np.unique(np.append(0, ids)), ids).astype(np.uint32)  # 1 … n: some lie under others
+
+
+@pytest.mark.parametrize(("shape", "block"), [((90, 70), 32), ((20, 33, 26), 16)])
+def test_measures_of_a_large_image_equal_those_of_the_whole(shape, block, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(large_instances, "BLOCK", {2: block, 3: block})
+    pytest.importorskip("skimage")
+    ids, values = discs(shape, 40), RNG.integers(0, 5000, (2, *shape)).astype(np.uint16)
+    path = ome_zarr(
+        tmp_path / "in.ome.zarr", values, "czyx" if len(shape) == 3 else "cyx", chunks=(1, *(8,) * len(shape))
+    )
+    labels = zarr.open_group(tmp_path / "out.ome.zarr", mode="w").create_group("labels")
+    labels.create_array("instances/0", data=ids, chunks=(8,) * len(shape))
+    measure_large_image(path, tmp_path / "out.ome.zarr", channels=2)
+    expected = measure(ids, values, (0.5,) * len(shape))
+    rows = sorted(read_table(tmp_path / "measures.csv", "image"), key=lambda row: int(row["label"]))
+    assert list(rows[0]) == ["image", *expected]
+    for name, column in expected.items():
+        np.testing.assert_allclose([float(row[name]) for row in rows], column, rtol=1e-7, err_msg=name)
+    (summary,) = read_table(tmp_path / "summary.csv", "image")
+    assert int(summary["objects"]) == ids.max()
+    assert float(summary["share"]) == pytest.approx((ids > 0).mean())
+    before = (tmp_path / "measures.csv").stat().st_mtime_ns
+    measure_large_image(path, tmp_path / "out.ome.zarr", channels=2)  # measured already
+    assert (tmp_path / "measures.csv").stat().st_mtime_ns == before
+
+
+def test_of_an_object_longer_than_a_block_area_and_box_are_measured(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 16})
+    ids = np.zeros((40, 40), np.uint32)
+    ids[5, 3:30], ids[10:13, 10:14] = 1, 2
+    np.save(tmp_path / "in.npy", np.full((40, 40), 7.0))
+    labels = zarr.open_group(tmp_path / "out.ome.zarr", mode="w").create_group("labels")
+    labels.create_array("instances/0", data=ids, chunks=(8, 8))
+    measure_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", channels=1)
+    long, small = sorted(read_table(tmp_path / "measures.csv", "image"), key=lambda row: int(row["label"]))
+    assert (long["area_px"], long["box_x_from_px"], long["box_x_to_px"], long["mean_1"]) == ("27", "3", "30", "")
+    assert (small["area_px"], small["mean_1"], small["area_um2"]) == ("12", "7", "")
+    assert "1 objects are longer than a block" in caplog.text

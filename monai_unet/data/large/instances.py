@@ -7,7 +7,7 @@ voxels along their common face; names that meet at a voxel are the same instance
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from monai_unet.data.large.distribute import map_items
 
-__all__ = ["label_blocks"]
+__all__ = ["blocks", "label_blocks"]
 
 #: approximate voxels per axis of a block; labelling takes some 100 bytes per voxel of a block and its surroundings
 BLOCK = {2: 2048, 3: 128}
@@ -70,8 +70,7 @@ def label_blocks(
     if reach < 1:
         raise ValueError(f"reach is {reach}; it must be at least 1, and the longest component for the exact result")
     size, dims = classes.shape, len(classes.shape)
-    block = tuple(c * max(1, BLOCK[dims] // c) for c in classes.chunks)
-    grid = tuple(math.ceil(n / b) for n, b in zip(size, block, strict=True))
+    block, grid = _blocks(classes)
     if "counts" not in progress:
         new = {"dtype": "uint32", "fill_value": 0, "overwrite": True}
         progress.create_array("names", shape=size, chunks=classes.chunks, **new)
@@ -84,6 +83,23 @@ def label_blocks(
     left = [(index, own) for index, own in zip(indices, ids, strict=True) if not progress["relabelled"][index]]
     map_items(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
     return max(int(own.max()) for own in ids)
+
+
+def blocks(array: Any) -> Iterator[tuple[slice, ...]]:
+    """Go through a zarr array in blocks of whole chunks, as `label_blocks` does.
+
+    >>> import zarr
+    >>> len(list(blocks(zarr.create_array({}, shape=(5000, 3000), chunks=(1024, 1024), dtype="uint8"))))
+    6
+    """
+    block, grid = _blocks(array)
+    return (_box(index, block, array.shape) for index in np.ndindex(grid))
+
+
+def _blocks(array: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of a block, and how many there are along each axis."""
+    block = tuple(c * max(1, BLOCK[array.ndim] // c) for c in array.chunks)
+    return block, tuple(math.ceil(n / b) for n, b in zip(array.shape, block, strict=True))
 
 
 def _box(index: tuple[int, ...], block: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:

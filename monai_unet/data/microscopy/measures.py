@@ -18,7 +18,7 @@ from monai_unet.data.tables import read_table, update_table
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
-__all__ = ["MeasureTables", "can_measure", "measure"]
+__all__ = ["MeasureTables", "can_measure", "measure", "sum_up_classes", "sum_up_objects", "table_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,31 +176,20 @@ class MeasureTables:
         if ids.shape != array.shape[1:]:
             problem = f"shape {ids.shape}, but its image {image} has {array.shape[1:]}"
             raise InputError(mask, problem, "Predict it again with --overwrite true")
-        dims, size = ids.ndim, meta["pixel_size_um"]
-        pixels, micrometres, *_ = NAMES[dims]
-        voxel = float(np.prod(size))
-        summary: dict[str, Any] = {f"image_{pixels}": ids.size, f"image_{micrometres}": ids.size * voxel}
+        size = meta["pixel_size_um"]
         if self.class_names is not None:
-            last = len(self.class_names) - 1
-            counts = np.bincount(
-                np.minimum(ids, last).ravel(), minlength=last + 1
-            ).tolist()  # a mask may have 0 and 255
-            for class_name, count in zip(self.class_names, counts, strict=True):
-                summary |= {f"{class_name}_{pixels}": count, f"{class_name}_{micrometres}": count * voxel}
-                summary[f"{class_name}_share"] = count / ids.size
+            counts = np.bincount(ids.ravel(), minlength=len(self.class_names))
+            summary = sum_up_classes(self.class_names, counts, size)
         else:
             table = self.measures[name] = measure(ids, array, size)
-            count, covered = len(table["label"]), int(table[pixels].sum())
-            unit, scale = DENSITY[dims]
-            summary = {"objects": count, "touching_border": int(table["touches_border"].sum()), **summary}
-            summary |= {f"objects_{pixels}": covered, f"objects_{micrometres}": covered * voxel}
-            summary |= {"share": covered / ids.size, f"objects_per_{unit}": count / (ids.size * voxel) * scale}
+            covered, touching = table[NAMES[ids.ndim][0]].sum(), table["touches_border"].sum()
+            summary = sum_up_objects(len(table["label"]), touching, covered, ids.size, size)
         self.summaries[name] = summary
 
     def write(self) -> None:
         """Write what has been added; without anything new, the files are left alone."""
         for path, found, rows in (
-            (self.measures_path, self.measures, {name: _rows(table) for name, table in self.measures.items()}),
+            (self.measures_path, self.measures, {name: table_rows(table) for name, table in self.measures.items()}),
             (self.summary_path, self.summaries, {name: [row] for name, row in self.summaries.items()}),
         ):
             if found:
@@ -208,6 +197,62 @@ class MeasureTables:
                 update_table(path, "image", list(columns), rows)
 
 
-def _rows(table: Table) -> Iterator[dict[str, Any]]:
+def sum_up_objects(
+    count: int, touching: int, covered: int, voxels: int, pixel_size_um: Sequence[float] | np.ndarray
+) -> dict[str, Any]:
+    """Sum up an image of ``count`` objects: a row of ``summary.csv``.
+
+    Args:
+        count: of the objects.
+        touching: as many touch the image's border.
+        covered: pixels of all of them.
+        voxels: of the image.
+        pixel_size_um: µm per axis; NaN where it is unknown.
+
+    >>> sum_up_objects(5, touching=1, covered=50, voxels=200, pixel_size_um=(0.5, 0.5))["objects_per_mm2"]
+    100000.0
+    """
+    dims, voxel = len(pixel_size_um), float(np.prod(pixel_size_um))
+    (pixels, micrometres, *_), (unit, scale) = NAMES[dims], DENSITY[dims]
+    return {
+        "objects": int(count),
+        "touching_border": int(touching),
+        f"image_{pixels}": voxels,
+        f"image_{micrometres}": voxels * voxel,
+        f"objects_{pixels}": int(covered),
+        f"objects_{micrometres}": covered * voxel,
+        "share": covered / voxels,
+        f"objects_per_{unit}": count / (voxels * voxel) * scale,
+    }
+
+
+def sum_up_classes(
+    class_names: Sequence[str], counts: np.ndarray, pixel_size_um: Sequence[float] | np.ndarray
+) -> dict[str, Any]:
+    """Sum up the classes of an image: a row of ``summary.csv``.
+
+    Args:
+        class_names: of the values from 0.
+        counts: pixels of each value; those beyond the last class, as of masks of 0 and 255, are of the last class.
+        pixel_size_um: µm per axis; NaN where it is unknown.
+
+    >>> sum_up_classes(["background", "cell"], np.array([6, 2]), (0.5, 0.5))["cell_area_um2"]
+    0.5
+    """
+    (pixels, micrometres, *_), voxel = NAMES[len(pixel_size_um)], float(np.prod(pixel_size_um))
+    last, voxels = len(class_names) - 1, int(counts.sum())
+    summary: dict[str, Any] = {f"image_{pixels}": voxels, f"image_{micrometres}": voxels * voxel}
+    for class_name, count in zip(class_names, [*counts[:last].tolist(), int(counts[last:].sum())], strict=True):
+        summary |= {f"{class_name}_{pixels}": count, f"{class_name}_{micrometres}": count * voxel}
+        summary[f"{class_name}_share"] = count / voxels
+    return summary
+
+
+def table_rows(table: Table) -> Iterator[dict[str, Any]]:
+    """Go through a table of columns row by row.
+
+    >>> list(table_rows({"label": np.array([1, 2]), "area_px": np.array([20, 30])}))
+    [{'label': 1, 'area_px': 20}, {'label': 2, 'area_px': 30}]
+    """
     for values in zip(*(column.tolist() for column in table.values()), strict=True):
         yield dict(zip(table, values, strict=True))
