@@ -83,8 +83,8 @@ def prepare(
         with tqdm(desc=f"prepare {name}", unit=" arrays", leave=False) as bar:
             store = Store(target, bar)
             if "parts" in card:
-                lists = {kind: _lists(known[part], root, store)["."] for kind, part in card["parts"].items()}
-                datalists = {".": _joined(lists)}
+                found = {kind: _lists(known[part], root, store)["."] for kind, part in card["parts"].items()}
+                datalists = {".": _joined(found)}
             else:
                 datalists = _lists(card, root, store)
         for fold, lists in datalists.items():
