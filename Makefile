@@ -33,8 +33,10 @@ demo: setup
 	@echo "Prediction:  demo/prediction/*_probability.tif and *_label.tif"
 	@echo "MLflow:      $(BIN)/mlflow ui, then open http://127.0.0.1:5000"
 
+# two processes of one thread each: most of the tests' time is not spent in PyTorch
+test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: setup
 	$(BIN)/python -m pytest -m ""
