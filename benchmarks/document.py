@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.peers import RESULTS, title
 
 DOCS = Path(__file__).parents[1] / "docs"
-TABLES = ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers")
+TABLES = ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu")
 
 
 def filled(text: str) -> str:

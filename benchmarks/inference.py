@@ -60,7 +60,7 @@ def padded(network: ValidUNet) -> nn.Module:
     for module in same.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             module.padding = (1, 1)
-    same.output_size = lambda n: n  # type: ignore[method-assign]
+    same.output_size = lambda n, axis=0: n  # type: ignore[method-assign]
     return same
 
 
@@ -91,15 +91,13 @@ def ways(image: Tensor, network: ValidUNet, amp: bool) -> dict[str, tuple[str, C
     }
 
 
-def main() -> None:
-    given = arguments(__doc__, size=970, width=32, rounds=3)
-    device = best_device()
+def compare(size: int, width: int, rounds: int, device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One row per way to segment an image of size²; and what was the same for all of them."""
     amp = fast_bfloat16(device)
-    keep_freed_memory()  # as in the bundles; for all of them
     torch.manual_seed(0)
-    network = ValidUNet(2, 1, 2, channels(given.width)).eval()
+    network = ValidUNet(2, 1, 2, channels(width)).eval()
     network = network.to(device, memory_format=torch.channels_last)
-    image = torch.randn(1, 1, given.size, given.size, device=device)
+    image = torch.randn(1, 1, size, size, device=device)
     with torch.inference_mode():
         made = ways(image, network, amp)
         in_float32 = ways(image, network, amp=False) if amp else made
@@ -108,7 +106,7 @@ def main() -> None:
         del exact, in_float32
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         works = {name: lambda work=work: (work(), wait()) for name, (_, work, _) in made.items()}
-        times = alternately(works, given.rounds, warm_up=amp)  # in float32 the exact passes were the warm-up
+        times = alternately(works, rounds, warm_up=amp)  # in float32 the exact passes were the warm-up
         computed, memory = {}, {}
         for name, (_, work, counted) in made.items():
             counted.pixels = 0  # without the pass measured for the plan and earlier runs
@@ -127,12 +125,20 @@ def main() -> None:
                 **spread(times[name]),
                 "of_limit": median_ratio(times[LIMIT], times[name]),
                 "over_monai_half": median_ratio(times[HALF], times[name]),
-                "computed": computed[name] / given.size**2,
+                "computed": computed[name] / size**2,
                 "peak_MiB": None if memory[name] is None else memory[name] / 2**20,
                 "seam": seams[name],
             }
         )
-    facts = {**vars(given), "dtype": "bfloat16" if amp else "float32", "bfloat16_difference": half_difference}
+    facts = {"size": size, "width": width, "rounds": rounds, "dtype": "bfloat16" if amp else "float32"}
+    return rows, {**facts, "bfloat16_difference": half_difference}
+
+
+def main() -> None:
+    given = arguments(__doc__, size=970, width=32, rounds=3)
+    device = best_device()
+    keep_freed_memory()  # as in the bundles; for all of them
+    rows, facts = compare(given.size, given.width, given.rounds, device)
     print(table(record("inference", rows, packages=("monai",), device=device, **facts)))
 
 

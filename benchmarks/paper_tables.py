@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from monai_unet.provenance import code_version, hardware
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "paper_tables"
 DOCS = ROOT / "docs" / "results.md"
-STEPS_PER_EPOCH = 100
+STEPS_PER_EPOCH = 100  # at least; of a fast GPU as many as take EPOCH_SECONDS
+EPOCH_SECONDS = 15  # to write a checkpoint and to validate takes a second or two
 VAL_INTERVAL = 2  # divides the number of epochs: the last, with the smallest learning rate, is validated too
 #: factor for augmentation, validation and checkpoints, relative to the bare step that is measured
 OVERHEAD = 1.15
@@ -89,42 +91,66 @@ def bundle_run(bundle: str, configs: list[str], options: dict[str, Any], log: Pa
 def plan(width: int, minutes: float, seed: int, file: Path) -> dict[str, Any]:
     """Decide the number of epochs once, so that a resumed training run keeps its learning rates."""
     if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text())
+        kept: dict[str, Any] = {"steps_per_epoch": STEPS_PER_EPOCH, **json.loads(file.read_text())}
         asked = {"width": width, "minutes": minutes, "seed": seed}
         if {key: kept[key] for key in asked} != asked:
             raise SystemExit(f"{file} belongs to another training run, {kept}. Choose another --work, or remove it")
         return kept
     device = best_device()
     cost = statistics.median(seconds_per_step(channels(width), fast_bfloat16(device), 5, device))
-    epochs = max(int(minutes * 60 / (cost * OVERHEAD) / STEPS_PER_EPOCH) // VAL_INTERVAL, 1) * VAL_INTERVAL
-    made = {"width": width, "minutes": minutes, "seed": seed, "epochs": epochs, "seconds_per_step": cost, "spent": []}
+    steps = STEPS_PER_EPOCH * max(int(EPOCH_SECONDS / (cost * STEPS_PER_EPOCH)), 1)
+    epochs = max(int(minutes * 60 / (cost * OVERHEAD) / steps) // VAL_INTERVAL, 1) * VAL_INTERVAL
+    made = {"width": width, "minutes": minutes, "seed": seed, "epochs": epochs, "steps_per_epoch": steps}
+    made |= {"seconds_per_step": cost, "spent": []}
     file.write_text(json.dumps(made))
     return made
 
 
-def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> dict[str, Any]:
-    table = TABLES[name]
+def reproduce(
+    name: str,
+    width: int,
+    minutes: float,
+    seed: int,
+    work: Path,
+    table: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train, and score what was held out; return the record.
+
+    Args:
+        name: of the data set, a key of TABLES unless ``table`` is given.
+        width: channels of the first level; 32 takes the compact recipe.
+        minutes: of training.
+        seed: of the training.
+        work: folder of the training and the evaluations; data are prepared beside it.
+        table: card, bundle and protocol, as in TABLES.
+        options: of the bundle, for training and evaluation alike.
+        training: options for the training alone.
+    """
+    table = table or TABLES[name]
     work.mkdir(parents=True, exist_ok=True)
     data = prepare(table["card"], output=work.parent / f"{name}_data").parent
     file = work / "plan.json"
     settled = plan(width, minutes, seed, file)
-    options = {
+    device = best_device()
+    settings = {
         "dataset_dir": data,
         "output_dir": work / "model",
         "max_epochs": settled["epochs"],
-        "steps_per_epoch": STEPS_PER_EPOCH,
-        "val_interval": VAL_INTERVAL,
+        "steps_per_epoch": settled["steps_per_epoch"],
+        "val_interval": min(VAL_INTERVAL, settled["epochs"]),
         "seed": seed,
         "resume": "auto",
+        **({"amp": fast_bfloat16(device)} if width == 64 else {}),
+        **(options or {}),
+        **(training or {}),
     }
-    device = best_device()
-    if width == 64:
-        options["amp"] = fast_bfloat16(device)
     log = work / "log.txt"
     if not settled.get("trained"):
         start = time.perf_counter()
         try:
-            bundle_run(table["bundle"], ["train"] + ["compact"] * (width == 32), options, log)
+            bundle_run(table["bundle"], ["train"] + ["compact"] * (width == 32), settings, log)
             settled["trained"] = True
         finally:  # the time of an interrupted attempt counts, because its steps are not repeated
             settled["spent"].append(time.perf_counter() - start)
@@ -136,7 +162,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
         "protocol": table["protocol"],
         "optimizer": "Adam" if width == 32 else "SGD, momentum 0.99",
         "dtype": "bfloat16" if fast_bfloat16(device) else "float32",
-        "steps": settled["epochs"] * STEPS_PER_EPOCH,
+        "steps": settings["max_epochs"] * settings["steps_per_epoch"],
         "minutes_asked": minutes,
         "training_s": sum(settled["spent"]),
         "bare_step_s": settled["seconds_per_step"],
@@ -147,7 +173,7 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
     # sequence 02, if available: never trained on
     for title, folder in (("held out", data), ("sequence 02", data / "fold_01")):
         if (folder / "dataset.json").exists():
-            scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt"}
+            scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt", **(options or {})}
             bundle_run(
                 table["bundle"],
                 ["inference", "evaluate"],
@@ -156,9 +182,14 @@ def reproduce(name: str, width: int, minutes: float, seed: int, work: Path) -> d
             )
             scores = json.loads((work / title.replace(" ", "_") / "scores.json").read_text())
             record["scores"][title] = {key: scores[key] for key in ("overall", "images")}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}_{width}_seed{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def keep(record: dict[str, Any]) -> None:
+    """Write a record to where `document` finds it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    name = f"{record['dataset']}_{record['width']}_seed{record['seed']}.json"
+    (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def document() -> str:
@@ -194,6 +225,7 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work or ROOT / "runs" / "paper_tables" / f"{given.dataset}_{given.width}_seed{given.seed}"
     record = reproduce(given.dataset, given.width, given.minutes, given.seed, work.absolute())
+    keep(record)
     before, begin, rest = DOCS.read_text().partition("<!-- paper tables: written by benchmarks.paper_tables -->\n")
     _, end, after = rest.partition("<!-- end of the paper tables -->\n")
     DOCS.write_text(before + begin + document() + "\n" + end + after if begin and end else before + rest)

@@ -35,25 +35,26 @@ BUNDLE = Path(__file__).parents[1] / "bundles" / "cell_segmentation"
 PLAIN, WHOLE, PEER = "plain loop, tensors ready (the limit)", "the bundle's whole step", "BasicUNet, plain loop"
 
 
-def bundle(width: int, amp: bool, steps: int, data: Path, scratch: Path) -> ConfigParser:
+def bundle(width: int, amp: bool, steps: int, data: Path, scratch: Path, **options: Any) -> ConfigParser:
     """The training config of the cell bundle, with only those handlers that every step needs."""
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "compact")])
     parser.update({"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(scratch), "amp": amp})
     parser.update({"features": list(channels(width)), "steps_per_epoch": steps})
-    parser.update({"norm": None, "train#handlers": parser["train#handlers"][:2]})
+    parser.update({"norm": None, "train#handlers": parser["train#handlers"][:2], **options})
     return parser
 
 
-def steps_of(network: nn.Module, size: int, amp: bool, steps: int) -> Callable[[], None]:
-    """Steps of a plain loop over one ready-made tile."""
+def steps_of(network: nn.Module, size: int, amp: bool, steps: int, batch: int = 1) -> Callable[[], None]:
+    """Steps of a plain loop over one ready-made batch of tiles."""
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
     loss, infer = PixelWeightedCrossEntropyLoss(), TileInferer(amp)
-    image = torch.randn(1, 1, size, size, device=device)
+    image = torch.randn(batch, 1, size, size, device=device)
     with torch.no_grad():
         out = infer(image, network).shape[-1]
-    target = torch.cat([torch.randint(0, 2, (1, 1, out, out)), torch.rand(1, 1, out, out)], dim=1).to(device)
+    shape = (batch, 1, out, out)
+    target = torch.cat([torch.randint(0, 2, shape), torch.rand(shape)], dim=1).to(device)
 
     def run() -> None:
         for _ in range(steps):

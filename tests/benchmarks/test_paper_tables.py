@@ -56,6 +56,7 @@ def test_trains_for_the_given_minutes_then_scores_both_sequences(bundles, tmp_pa
     assert [Path(o["dataset_dir"]).name for _, o in evaluations] == ["data", "fold_01"]
     assert set(record["scores"]) == {"held out", "sequence 02"}
     assert (record["steps"], record["training_s"]) == (2000, 120)
+    paper_tables.keep(record)
     assert json.loads((tmp_path / "results" / "hela_32_seed7.json").read_text()) == record
 
 
@@ -83,7 +84,8 @@ def test_an_interrupted_command_resumes(bundles, tmp_path):
 
 def test_the_table_has_ours_next_to_the_paper_s(bundles, tmp_path):
     for seed in (0, 1):
-        paper_tables.reproduce("hela", width=32, minutes=20, seed=seed, work=tmp_path / f"work{seed}")
+        record = paper_tables.reproduce("hela", width=32, minutes=20, seed=seed, work=tmp_path / f"work{seed}")
+        paper_tables.keep(record)
     text = paper_tables.document()
     assert "| | seg | merged cells | split cells |" in text
     assert "| **width 32, seed 1**, held out; 2,000 steps in 2 min on " in text
