@@ -21,9 +21,11 @@ import pytest
 import torch
 from bundle_driver import driver
 from dicom_cases import COLUMNS, ROWS, SLICES, real, uid, world, write_series
+from highdicom.sr import srread
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from pydicom.dataelem import RawDataElement
+from pydicom.sr.codedict import codes
 from test_dicom_seg import ALGORITHM, SEGMENTS, assert_classes_in_place, classes, complaints
 from test_studies import nifti, series
 from torch import nn
@@ -35,6 +37,7 @@ from monai_unet.data.studies.find import find_studies
 from monai_unet.data.studies.predict import StudyWriter, predict_studies
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader
+from monai_unet.data.tables import read_table
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
 
@@ -275,6 +278,38 @@ def test_rtstruct_on_request(tmp_path: Path) -> None:
         assert complaints(tmp_path / "out" / f"{name}_{kind}.dcm") == ""
 
 
+def test_report_on_request(tmp_path: Path) -> None:
+    """It has the volumes of the SEG as it is on disk, and names it as their source."""
+    series(tmp_path / "in", "one", slices=range(3))
+    name, out = Pseudonyms()(uid("one")), tmp_path / "out"
+    predict(tmp_path / "in", out)
+    (row,) = read_table(out / "summary.csv", "study")
+    assert predict(tmp_path / "in", out, report="true") == [f"{name}_report.dcm", f"{name}_seg.dcm"]
+    path = out / f"{name}_report.dcm"
+    assert complaints(path) == ""
+    report, seg = srread(path), pydicom.dcmread(out / f"{name}_seg.dcm")
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    for group, segment in zip(groups, seg.SegmentSequence, strict=True):
+        (volume,) = group.get_measurements(codes.SCT.Volume)
+        assert (volume.unit, volume.value) == (codes.UCUM.CubicCentimeter, float(row[f"{segment.SegmentLabel}_ml"]))
+        assert group.referenced_segment.referenced_sop_instance_uid == seg.SOPInstanceUID
+        assert group.referenced_segment.referenced_segment_numbers == [segment.SegmentNumber]
+    assert (report.PatientName, report.StudyInstanceUID) == (seg.PatientName, seg.StudyInstanceUID)
+    seg.PixelData = bytes(len(seg.PixelData))  # somebody has found nothing there
+    seg.save_as(out / f"{name}_seg.dcm")
+    path.unlink()
+    predict(tmp_path / "in", out, report="true")
+    groups = srread(path).content.get_volumetric_roi_measurement_groups()
+    assert [group.get_measurements(codes.SCT.Volume)[0].value for group in groups] == [0, 0]
+    (out / f"{name}_seg.dcm").write_text("corrected")
+    path.unlink()
+    with pytest.raises(SystemExit):
+        predict(tmp_path / "in", out, report="true")
+    (failure,) = json.loads((out / "failures.json").read_text())
+    assert "not a DICOM SEG, which a report refers to" in failure["problem"]
+    assert failure["cure"] == "Predict the study again with --overwrite true"
+
+
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     """A corrected SEG is somebody's day."""
     series(tmp_path / "in", "one", slices=range(3))
@@ -438,7 +473,7 @@ def test_a_mask_that_was_not_brought_back_is_refused(tmp_path: Path) -> None:
     assert "the mask's affine is not its source's: apply Invertd" in (tmp_path / "out" / "failures.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["overwrite", "rtstruct", "keep_names", "deidentify"])
+@pytest.mark.parametrize("name", ["overwrite", "rtstruct", "report", "keep_names", "deidentify"])
 def test_a_switch_is_true_or_false(tmp_path: Path, name: str) -> None:
     nifti(tmp_path / "in" / "a.nii.gz")
     with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -471,7 +506,7 @@ def test_deidentified_results_keep_no_word_of_patient_or_study(tmp_path: Path) -
     )
     private = {**dict.fromkeys(text + more, MARK), "StudyDate": "19991231", "PatientBirthDate": "19991230"}
     series(tmp_path / "in", "one", slices=range(3), **private, PatientSex="F", PatientAge="042Y")
-    predict(tmp_path / "in", tmp_path / "out", rtstruct="true", deidentify="true")
+    predict(tmp_path / "in", tmp_path / "out", rtstruct="true", report="true", deidentify="true")
     for path in (tmp_path / "out").glob("*.dcm"):
         content, dataset = path.read_bytes(), pydicom.dcmread(path)
         assert not any(secret in content for secret in (MARK.encode(), b"19991231", b"19991230", b"042Y"))

@@ -16,6 +16,7 @@ from monai.engines import Evaluator
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from monai_unet.data.dicom.report import write_report
 from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
 from monai_unet.data.studies.pseudonyms import Pseudonyms
@@ -43,6 +44,7 @@ class StudyWriter:
         algorithm: name, version and family, as in `write_seg`.
         reader: the reader of the studies, which keeps the series it has just read.
         rtstruct: for DICOM, whether to write ``<name>_rtstruct.dcm`` too; "true" and "false" are understood.
+        report: for DICOM, whether to write the volumes as ``<name>_report.dcm`` too.
         deidentify: for DICOM, whether results leave out all of patient and study but UIDs.
 
     >>> writer = StudyWriter("results", segments=[], algorithm={}, reader=StudyReader(), rtstruct="true")
@@ -58,17 +60,19 @@ class StudyWriter:
         reader: StudyReader,
         rtstruct: bool | str = False,
         deidentify: bool | str = False,
+        report: bool | str = False,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.segments, self.algorithm, self.reader = segments, algorithm, reader
         self.rtstruct = parse_bool("rtstruct", rtstruct)
+        self.report = parse_bool("report", report)
         self.deidentify = parse_bool("deidentify", deidentify)
 
     def paths(self, study: Study) -> list[Path]:
         """The files of a study's results."""
         if suffix := volume_suffix(study.files[0]):
             return [self.output_dir / f"{study.name}_seg{ONE_FILE.get(suffix, suffix)}"]
-        kinds = ["seg", "rtstruct"] if self.rtstruct else ["seg"]
+        kinds = ["seg", *["rtstruct"] * self.rtstruct, *["report"] * self.report]
         return [self.output_dir / f"{study.name}_{kind}.dcm" for kind in kinds]
 
     def __call__(self, study: Study, pred: Any, paths: Sequence[Path]) -> dict[str, float]:
@@ -84,17 +88,18 @@ class StudyWriter:
         source = pred.meta.get("original_affine")
         if source is None or not np.allclose(pred.affine.numpy(force=True), source, atol=1e-3):
             raise ValueError("the mask's affine is not its source's: apply Invertd")
-        writers = {"seg": write_seg, "rtstruct": write_rtstruct}
+        ml = float(abs(np.linalg.det(np.asarray(source)[:3, :3])) / 1000)
         series = self.reader.last
         if series is not None and self.deidentify:
             series = series.deidentified()
         for path in paths:
             if series is None:
                 write_volume(path, mask, study.files[0])
+            elif path.stem.endswith("_report"):
+                write_report(path, self.output_dir / f"{study.name}_seg.dcm", series, ml)
             else:
-                write = writers[path.stem.rpartition("_")[2]]
+                write = write_rtstruct if path.stem.endswith("_rtstruct") else write_seg
                 write(path, mask, series, self.segments, self.algorithm)
-        ml = abs(np.linalg.det(np.asarray(source)[:3, :3])) / 1000
         names = [f"{segment['label']}_ml" for segment in self.segments]
         counts = np.bincount(mask.ravel(), minlength=len(names) + 1)[1:]
         names += [f"segment_{number + 1}_ml" for number in range(len(names), len(counts))]
