@@ -18,7 +18,7 @@ BELOW = {
     "datasets": {"data"},
     "training": {"data"},
     "tracking": {"data", "training"},
-    "bundles": {"data", "datasets", "training", "tracking", "transforms"},
+    "bundles": {"data", "datasets", "metrics", "training", "tracking", "transforms"},
 }
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
 

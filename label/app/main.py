@@ -85,8 +85,13 @@ class Infer(BundleInferTask):  # type: ignore[misc]
         return super().run_pre_transforms(data, transforms)
 
     def run_post_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
-        """Bring the mask into the voxel order of that NIfTI file: clients overlay them without reading the affine."""
+        """Bring the mask into the voxel order of that NIfTI file: clients overlay them without reading the affine.
+
+        The doubt about it goes into the parameters of the answer.
+        """
         data = super().run_post_transforms(data, transforms)
+        found = data["doubt"]
+        data["result"] = {**data.get("result", {}), "doubt": found.image, "look": found.look}
         series = Path(str(data["image_path"]).removesuffix(".nii.gz"))
         if self.dimension == 3 and series.is_dir():
             data["pred"], affine = in_order_of(

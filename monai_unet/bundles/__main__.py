@@ -1,4 +1,7 @@
-"""`python -m monai_unet.bundles`: a `new` bundle for a data set, `options` of one, `copy` of one in the package."""
+"""`python -m monai_unet.bundles`: a `new` bundle for a data set, `options` of one, `copy` of one in the package.
+
+`release` makes weights to publish of a training; `doubt` sets the threshold of the flag "look at it".
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
     released = commands.add_parser("release", help="make a trained model the weights that a bundle is published with")
     released.add_argument("bundle", help="its folder")
     released.add_argument("--ckpt_path", required=True, help="model.pt of the training run")
+    doubtful = commands.add_parser("doubt", help='set the threshold of the flag "look at it" (docs/doubt.md)')
+    doubtful.add_argument("bundle", help="its folder")
+    doubtful.add_argument("--dataset_dir", required=True, help="folder of dataset.json")
+    doubtful.add_argument(
+        "--split", default="validation", help="a list of it that is not trained on (default: %(default)s)"
+    )
+    doubtful.add_argument("--share", type=float, default=0.15, help="of its images to flag (default: %(default)s)")
+    doubtful.add_argument("--ckpt_path", help="model.pt to write to (default: the bundle's)")
+    doubtful.add_argument("--averaging", help="none, mirror or all (default: as the bundle predicts)")
     chosen = parser.parse_args(arguments)
     try:
-        return {"new": _new, "options": _options, "copy": _copy, "release": _release}[chosen.command](chosen)
+        return COMMANDS[chosen.command](chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -74,6 +86,14 @@ def _release(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _doubt(chosen: argparse.Namespace) -> int:
+    from monai_unet.bundles.doubt import report, set_doubt
+
+    rule, found = set_doubt(**{name: value for name, value in vars(chosen).items() if name != "command"})
+    print(report(rule, found))
+    return 0
+
+
 def _options(chosen: argparse.Namespace) -> int:
     bundle = chosen.bundle if chosen.bundle.is_dir() else shipped_bundle(str(chosen.bundle))
     found = options(bundle / "configs" / f"{chosen.config.removesuffix('.yaml')}.yaml")
@@ -87,6 +107,8 @@ def _options(chosen: argparse.Namespace) -> int:
             print(textwrap.fill(option.meaning, 100, initial_indent=indent, subsequent_indent=indent))
     return 0
 
+
+COMMANDS = {"new": _new, "options": _options, "copy": _copy, "release": _release, "doubt": _doubt}
 
 if __name__ == "__main__":
     sys.exit(main())

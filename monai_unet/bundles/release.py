@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,10 +14,11 @@ from monai_unet.errors import InputError
 from monai_unet.files import replacing
 from monai_unet.networks import load_network, load_task
 
-__all__ = ["release"]
+__all__ = ["record_checksum", "release"]
 
 #: bytes of a file of weights: several bundles are to fit into one wheel
 LARGEST = 10_000_000
+METADATA = Path("configs", "metadata.json")
 
 
 def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -> Path:
@@ -47,11 +49,7 @@ def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -
     'cells 0.1.0'
     """
     bundle, ckpt_path = Path(bundle), Path(ckpt_path)
-    metadata_path = bundle / "configs" / "metadata.json"
-    try:
-        metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(metadata_path, f"it cannot be read ({error})", "Name the folder of a bundle") from error
+    metadata = _metadata(bundle)
     state, task = load_network(ckpt_path).state_dict(), load_task(ckpt_path)
     if "trained" not in task:
         problem = "it does not say how it was trained"
@@ -67,7 +65,31 @@ def release(bundle: str | os.PathLike[str], ckpt_path: str | os.PathLike[str]) -
         if (size := partial.stat().st_size) > LARGEST:
             problem = f"its weights take {size:,} bytes, and {LARGEST:,} is the most"
             raise InputError(ckpt_path, problem, "Train with fewer --features")
-    metadata["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    with replacing(metadata_path) as partial:
-        partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    record_checksum(bundle)
     return path
+
+
+def record_checksum(bundle: str | os.PathLike[str]) -> None:
+    """Make ``weights_sha256`` in a bundle's metadata.json that of its ``models/model.pt``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, text in (("models/model.pt", ""), ("configs/metadata.json", "{}")):
+    ...         (Path(folder) / name).parent.mkdir()
+    ...         _ = (Path(folder) / name).write_text(text)
+    ...     record_checksum(folder)
+    ...     _metadata(Path(folder))["weights_sha256"][:8]
+    'e3b0c442'
+    """
+    metadata, weights = _metadata(Path(bundle)), Path(bundle) / "models" / "model.pt"
+    metadata["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with replacing(Path(bundle) / METADATA) as partial:
+        partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _metadata(bundle: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((bundle / METADATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(bundle / METADATA, f"it cannot be read ({error})", "Name the folder of a bundle") from error
+    return found

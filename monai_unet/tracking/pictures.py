@@ -10,6 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_unet.doubt import Doubt
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool, require
 from monai_unet.tracking.run import Tracking
@@ -24,8 +25,9 @@ class Pictures:
     """Draw the items of an engine's output, panel by panel, and add the pictures to the MLflow run.
 
     The panels: the image; the label; the weight map; the probability of the last class (of the item ``probability``, or
-    else ``pred``); and the image with the outlines of label (yellow) and prediction (red), each instance with its own.
-    Panels that an item has no data for are left out. Of a stack, the middle page is shown.
+    else ``pred``); and the image with the outlines of label (yellow) and prediction (red), each instance with its own;
+    its title has the item's ``doubt``. Panels that an item has no data for are left out. Of a stack, the middle page is
+    shown.
 
     If ``tracking`` follows a training, one picture is drawn per validation, of its first item, and named by the epoch.
     Otherwise each item has a picture, named after the image's file; in the MLflow run it has the item's number instead,
@@ -82,7 +84,7 @@ class Pictures:
             if journal is not None:
                 journal.log_file(f"{public}.png", path.read_bytes(), "pictures")
 
-    def _draw(self, item: dict[str, Tensor], path: Path) -> None:
+    def _draw(self, item: dict[str, Any], path: Path) -> None:
         if item["pred"].ndim < item["image"].ndim:  # MONAI Label wants the mask without channel
             item["pred"] = item["pred"][None]
         image = _page(item["image"], slice(None))
@@ -96,7 +98,8 @@ class Pictures:
             weight = _page(item["weight"], 0)
             panels["weight"] = _shown(weight / max(weight.max(), 1e-6))
         panels["probability"] = _shown(probability)
-        panels["outlines"] = outlined = image.copy()
+        found: Doubt | None = item.get("doubt")
+        panels["outlines" if found is None else f"outlines, {found.text}"] = outlined = image.copy()
         for mask, colour in ((label, (255, 215, 0)), (pred if _several(pred) else probability, (255, 0, 0))):
             if mask is not None:
                 outlined[edges(_shown(mask, scale=False))] = colour

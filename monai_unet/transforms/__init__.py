@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_unet.transforms.doubt import Doubtd
 from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
 from monai_unet.transforms.foreground import ForegroundVoxels, ForegroundVoxelsd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
@@ -15,6 +16,7 @@ __all__ = [
     "BorderWeightMapd",
     "ClassWeightMap",
     "ClassWeightMapd",
+    "Doubtd",
     "ForegroundVoxels",
     "ForegroundVoxelsd",
     "LabelInstances",

@@ -38,6 +38,7 @@ from monai_unet.data.studies.predict import StudyWriter, predict_studies
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader
 from monai_unet.data.tables import read_table
+from monai_unet.doubt import NO_FLAG
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
 
@@ -255,9 +256,13 @@ def test_volumes_of_the_segments(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert posterior != "0"
     pseudonym = name.partition("_")[0]
     head, row = summary.read_text().splitlines()
-    assert head == "study,Anterior hippocampus_ml,Posterior hippocampus_ml"
-    assert row == f"{pseudonym},{anterior},{posterior}"
-    assert f", Anterior hippocampus {float(anterior):.4g} ml, Posterior" in capsys.readouterr().out
+    assert head == "study,Anterior hippocampus_ml,Posterior hippocampus_ml,doubt,look"
+    *volumes, doubtful, look = row.split(",")
+    assert volumes == [pseudonym, anterior, posterior]
+    assert (float(doubtful), look) == (pytest.approx(0, abs=1e-6), "")
+    said = capsys.readouterr().out
+    assert f", Anterior hippocampus {float(anterior):.4g} ml, Posterior" in said
+    assert said.count(", doubt 0.00\n") == said.count(NO_FLAG) == 1
     predict(tmp_path / "in", out)
     assert summary.read_text().splitlines()[:2] == [head, row]
     (other,) = summary.read_text().splitlines()[2:]

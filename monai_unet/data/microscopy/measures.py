@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,19 @@ from monai.utils import convert_to_numpy
 
 from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.data.tables import read_table, update_table
+from monai_unet.doubt import Doubt, doubt
 from monai_unet.errors import InputError
 from monai_unet.options import require
 
-__all__ = ["MeasureTables", "can_measure", "measure", "sum_up_classes", "sum_up_objects", "table_rows"]
+__all__ = [
+    "MeasureTables",
+    "can_measure",
+    "doubt_columns",
+    "measure",
+    "sum_up_classes",
+    "sum_up_objects",
+    "table_rows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +129,18 @@ def measure(ids: NdarrayOrTensor, image: NdarrayOrTensor, pixel_size_um: Sequenc
     return table
 
 
+def doubt_columns(found: Doubt) -> Table:
+    """The columns ``doubt`` and ``look`` (0 or 1, NaN without a threshold) of objects, in ascending order of their ids.
+
+    >>> doubt_columns(Doubt(0.2, None, {3: 0.1, 7: 0.4}, {3: False, 7: True}))
+    {'doubt': array([0.1, 0.4]), 'look': array([0., 1.])}
+    """
+    return {
+        "doubt": np.array([*found.objects.values()]),
+        "look": np.array([*found.objects_look.values()], float),
+    }
+
+
 def _surface(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
     skimage = require("skimage.measure", "microscopy")
     corners, faces, _, _ = skimage.marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5, spacing=spacing)
@@ -136,6 +157,7 @@ class MeasureTables:
         folder: of the predictions.
         reader: reads the images; intensities are those of the file.
         class_names: of the values of masks of classes, of which there is ``summary.csv`` only; None for objects.
+        rule: as for :func:`monai_unet.doubt.doubt`.
 
     Raises:
         InputError: a table that is none any more; from `add`, a mask of another shape than its image.
@@ -154,9 +176,13 @@ class MeasureTables:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], reader: MicroscopyReader, class_names: Sequence[str] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        reader: MicroscopyReader,
+        class_names: Sequence[str] | None = None,
+        rule: Mapping[str, Any] | None = None,
     ) -> None:
-        self.reader, self.class_names = reader, class_names
+        self.reader, self.class_names, self.rule = reader, class_names, rule
         self.enabled = class_names is not None or can_measure()
         self.summary_path, self.measures_path = Path(folder) / "summary.csv", Path(folder) / "measures.csv"
         self.known = {row["image"] for row in read_table(self.summary_path, "image")}
@@ -164,9 +190,18 @@ class MeasureTables:
         paths = [self.summary_path] if class_names is not None else [self.summary_path, self.measures_path]
         self.since = min(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
         self.measures, self.summaries = dict[str, Table](), dict[str, dict[str, Any]]()
+        self.doubts = dict[str, Doubt]()
 
-    def add(self, image: str | os.PathLike[str], mask: str | os.PathLike[str]) -> None:
-        """Measure the objects of an image, or the areas of its classes, unless its rows are those of this mask."""
+    def add(
+        self,
+        image: str | os.PathLike[str],
+        mask: str | os.PathLike[str],
+        probability: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Measure the objects of an image, or the areas of its classes, unless its rows are those of this mask.
+
+        With the probability of foreground, there are the columns ``doubt`` and ``look``, too.
+        """
         name = Path(image).name
         if not self.enabled or (name in self.known and Path(mask).stat().st_mtime_ns <= self.since):
             return
@@ -176,6 +211,10 @@ class MeasureTables:
         if ids.shape != array.shape[1:]:
             problem = f"shape {ids.shape}, but its image {image} has {array.shape[1:]}"
             raise InputError(mask, problem, "Predict it again with --overwrite true")
+        found = None
+        if probability is not None:
+            plain = MicroscopyReader(1)
+            found = self.doubts[name] = doubt(ids, plain.get_data(plain.read(probability))[0][0], self.rule)
         size = meta["pixel_size_um"]
         if self.class_names is not None:
             counts = np.bincount(ids.ravel(), minlength=len(self.class_names))
@@ -184,6 +223,10 @@ class MeasureTables:
             table = self.measures[name] = measure(ids, array, size)
             covered, touching = table[NAMES[ids.ndim][0]].sum(), table["touches_border"].sum()
             summary = sum_up_objects(len(table["label"]), touching, covered, ids.size, size)
+            if found is not None:
+                table |= doubt_columns(found)
+        if found is not None:
+            summary |= {"doubt": found.image, "look": math.nan if found.look is None else int(found.look)}
         self.summaries[name] = summary
 
     def write(self) -> None:

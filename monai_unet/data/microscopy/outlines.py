@@ -15,7 +15,7 @@ from monai.data.image_writer import ImageWriter
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
-from monai_unet.data.microscopy.measures import can_measure, measure
+from monai_unet.data.microscopy.measures import can_measure, doubt_columns, measure
 from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool
@@ -162,6 +162,7 @@ class OutlinesWriter(ImageWriter):
         super().__init__(**kwargs)
         self.overwrite, self.reader = parse_bool("overwrite", overwrite), reader
         self.image: Any = None
+        self.doubt: Any = None
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the ids; ``channel_dim`` is None where there is no channel axis."""
@@ -169,16 +170,18 @@ class OutlinesWriter(ImageWriter):
         self.data_obj = array if channel_dim is None else np.squeeze(array, channel_dim)
 
     def set_metadata(self, meta_dict: Any = None, **options: Any) -> None:
-        """Take the image's path only: outlines are in pixels, whose size the viewer takes from the image."""
-        self.image = (meta_dict or {}).get("filename_or_obj")
+        """Take the image's path and the doubt: outlines are in pixels, whose size the viewer takes from the image."""
+        self.image, self.doubt = ((meta_dict or {}).get(key) for key in ("filename_or_obj", "doubt"))
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         if Path(filename).exists() and not self.overwrite:
             return
         super().write(filename, verbose=verbose)
-        measures = None
+        measures: dict[str, np.ndarray] | None = None
         if self.reader is not None and can_measure():
             image, meta = self.reader.get_data(self.reader.read(self.image))
             measures = measure(self.data_obj, image, meta["pixel_size_um"])
+        if self.doubt is not None:
+            measures = {"label": np.array([*self.doubt.objects], int), **(measures or {}), **doubt_columns(self.doubt)}
         with replacing(filename) as partial:
             partial.write_text(json.dumps(outlines(self.data_obj, measures)))

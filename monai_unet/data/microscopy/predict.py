@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from monai.data import DataLoader, Dataset, FolderLayout
 from monai.engines import Evaluator
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from monai_unet.data.microscopy.datalist import check_images
 from monai_unet.data.microscopy.measures import MeasureTables
 from monai_unet.data.microscopy.reader import MicroscopyReader
-from monai_unet.errors import InputError
+from monai_unet.doubt import NO_FLAG
+from monai_unet.errors import LISTED, InputError
 from monai_unet.files import LONGEST_NAME, remove_leftovers
 from monai_unet.options import parse_bool
 
@@ -34,10 +35,12 @@ def predict_images(
     overwrite: bool | str = False,
     colour: bool | str = False,
     class_names: Sequence[str] | None = None,
+    rule: Mapping[str, Any] | None = None,
 ) -> None:
     """Predict each image whose results are not all there, and remove what killed runs have left of them.
 
     Masks that are saved as "instances", or "label" where there are classes, are measured: `MeasureTables`, beside them.
+    If their "probability" is saved, too, images to look at are listed, the most doubtful ones first.
 
     A bar in the terminal shows how many are done, and how long the others will take.
 
@@ -50,6 +53,7 @@ def predict_images(
         overwrite: predict all images; "true" and "false" are understood.
         colour: as for `MicroscopyReader`.
         class_names: of masks of classes, with that of the background; None for instances.
+        rule: as for :func:`monai_unet.doubt.doubt`.
 
     Raises:
         InputError: the only image is bad, or a table of measures.
@@ -70,7 +74,8 @@ def predict_images(
     layouts = [cast(FolderLayout, step.saver.folder_layout) for step in saving]
     reader = MicroscopyReader(channels, colour=colour)
     masks = [layout for layout in layouts if layout.postfix == ("instances" if class_names is None else "label")]
-    tables = [MeasureTables(layout.output_dir, reader, class_names) for layout in masks]
+    tables = [MeasureTables(layout.output_dir, reader, class_names, rule) for layout in masks]
+    maps = [layout for layout in layouts if layout.postfix == "probability"][:1]
     bad, there = list[InputError](), 0
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     bar = tqdm(dataset.data, "predicting", unit="image", disable=None)  # None: unless it is a terminal
@@ -88,7 +93,8 @@ def predict_images(
                     evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were images
                     evaluator.run()
                 for table, layout in zip(tables, masks, strict=True):
-                    table.add(item["image"], layout.filename(subject=item["image"]))
+                    paths = [each.filename(subject=item["image"]) for each in (layout, *maps)]
+                    table.add(item["image"], *paths)
             except Exception as error:
                 if (cause := _input_error(error)) is None:
                     raise
@@ -106,10 +112,22 @@ def predict_images(
     folders = ", ".join({os.fspath(layout.output_dir): None for layout in layouts})
     done = len(dataset) - len(bad) - there
     print(f"{done} of {len(dataset)} images predicted, {there} already there, in {folders}")
+    for table in tables:
+        _list_doubts(table)
     for failure in bad:
         print(f"FAILED  {failure}")
     if bad:
         raise SystemExit(1) from bad[0]
+
+
+def _list_doubts(table: MeasureTables) -> None:
+    if any(found.look is None for found in table.doubts.values()):
+        print(NO_FLAG)
+    ranked = sorted(table.doubts.items(), key=lambda entry: -entry[1].image)
+    chosen = [f"{name}  {found.text}" for name, found in ranked if found.look]
+    print(*chosen[:LISTED], sep="\n", end="\n" if chosen else "")
+    if len(chosen) > LISTED:
+        print(f"and {len(chosen) - LISTED} more, in {table.summary_path}")
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

@@ -23,6 +23,7 @@ from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader, volume_suffix
 from monai_unet.data.tables import read_table, update_table
 from monai_unet.data.volumes.writer import write_volume
+from monai_unet.doubt import NO_FLAG
 from monai_unet.errors import InputError
 from monai_unet.files import replacing
 from monai_unet.options import parse_bool
@@ -122,7 +123,7 @@ def predict_studies(
 
     Args:
         studies: in the order of the items of the evaluator's data loader.
-        evaluator: runs one item at a time; ``pred`` of its output is written.
+        evaluator: runs one item at a time; ``pred`` of its output is written, its ``doubt`` printed and tabled, too.
         writer: files that exist already are left as they are, and a study of which all do is skipped.
         overwrite: write those too; "true" and "false" are understood.
         modality: what the network was trained on, as DICOM names it ("CT", "MR"); a series of another one fails before
@@ -150,7 +151,7 @@ def predict_studies(
     evaluator.logger.setLevel(logging.CRITICAL)  # ignite logs the texts of errors, which name files
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
     next(read_table(summary := writer.output_dir / "summary.csv", "study"), None)  # refused before the first study
-    rows, failures = [], []
+    rows, failures, flagless = [], [], False
     bar = tqdm(studies, "predicting", unit="study", disable=None)  # None: unless it is a terminal
     for number, study in enumerate(bar):
         start = time.monotonic()
@@ -165,10 +166,15 @@ def predict_studies(
             evaluator.data_loader = DataLoader(Subset(dataset, [number]), batch_size=1)
             evaluator.state.epoch_length = 1  # ignite would repeat the one item as often as there were studies
             evaluator.run()
-            found = writer(study, evaluator.state.output[0]["pred"], paths)
+            output = evaluator.state.output[0]
+            found: dict[str, Any] = {**writer(study, output["pred"], paths)}
+            listed = "".join(f", {name.removesuffix('_ml')} {volume:.4g} ml" for name, volume in found.items())
+            if (doubtful := output.get("doubt")) is not None:
+                listed += f", {doubtful.text}"
+                found |= {"doubt": doubtful.image, "look": "" if doubtful.look is None else int(doubtful.look)}
+                flagless |= doubtful.look is None
             if paths == writer.paths(study):  # what was there may have been corrected
                 update_table(summary, "study", list(found), {study.name: [found]})
-            listed = "".join(f", {name.removesuffix('_ml')} {volume:.4g} ml" for name, volume in found.items())
             rows.append((study.name, f"predicted in {time.monotonic() - start:.1f} s{listed}"))
         except Exception as error:
             problem, cure = study.explain(error)
@@ -178,6 +184,8 @@ def predict_studies(
             evaluator.state.output = evaluator.state.batch = None  # one volume at a time in memory
         logger.info("%d of %d: %s %s", number + 1, len(studies), *rows[-1])
     _report(rows, failures, writer.output_dir)
+    if flagless:
+        print(NO_FLAG)
     if failures:
         raise SystemExit(1)
 
