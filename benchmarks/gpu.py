@@ -175,6 +175,8 @@ def main() -> None:
                 torch.cuda.empty_cache()
     train(results, lambda: (end - time.monotonic()) / 60, given.tiny)
     print(table(results.held))
+    if failed := [name for name in results.held["pieces"] if results.missing(name)]:
+        raise SystemExit(f"failed, and tried again by the same command: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("monai", "pytorch-ignite", "fire", "termcolor", "nibabel", "PyYAML", "tqdm")
 PACKAGES += ("zarr", "numcodecs", "donfig", "google-crc32c")  # larger than memory
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-CODE = ("monai_unet", "benchmarks", "bundles/*/configs", "datasets")
+CODE = ("monai_unet", "benchmarks", "bundles/*/configs/*", "datasets")
 DATA = ("dic_c2dh_hela", "phc_c2dh_u373", "isbi2012")
 COMMIT = "COMMIT"
 START = """\
@@ -59,7 +59,10 @@ def pack_code(folder: Path) -> None:
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    (folder / COMMIT).write_text(code_version()["commit"])
+    versions = code_version()
+    (folder / COMMIT).write_text(versions["commit"])
+    (about := folder / f"monai_unet-{versions['monai_unet']}.dist-info").mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: monai_unet\nVersion: {versions['monai_unet']}\n")
 
 
 def pack_wheels(folder: Path, python: str) -> None:

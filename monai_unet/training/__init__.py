@@ -3,7 +3,7 @@
 from monai_unet.training.checkpoints import BestCheckpoint, Checkpoints
 from monai_unet.training.guards import Guards
 from monai_unet.training.progress import Progress
-from monai_unet.training.seeding import SeededDataset, SeededSampler
+from monai_unet.training.seeding import SeededDataset, SeededLoader, SeededSampler
 from monai_unet.training.signals import TrainingStopped, shield_worker
 from monai_unet.training.start import init_weights
 from monai_unet.training.targets import PrepareTarget
@@ -15,6 +15,7 @@ __all__ = [
     "PrepareTarget",
     "Progress",
     "SeededDataset",
+    "SeededLoader",
     "SeededSampler",
     "TrainingStopped",
     "init_weights",

@@ -7,17 +7,21 @@ resumed in the middle of an epoch sees what the uninterrupted one would have see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Hashable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import Dataset
+from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import RandomizableTrait, Transform
 from torch import distributed
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import DistributedSampler
 
-__all__ = ["SeededDataset", "SeededSampler", "seed_step"]
+from monai_unet.memory import available_bytes
+
+__all__ = ["SeededDataset", "SeededLoader", "SeededSampler", "seed_step"]
 
 Draw = tuple[int, int]  # index of the item, seed of its random transforms
 
@@ -84,6 +88,12 @@ class SeededDataset(TorchDataset[Any]):
 
     Args:
         dataset: its transform, a MONAI `Compose`, is seeded for each draw; a `CacheDataset` keeps its cache.
+        device: of the training. On a GPU, what a `CacheDataset` has cached is kept there if it takes no more than a
+            quarter of the free memory, and random transforms compute there. Their draws are the same.
+        keys: the items' tensors that random transforms and the training need; the others stay where they are.
+
+    Attributes:
+        cached: the items on the device; None if there are none.
 
     >>> from monai.transforms import Compose, RandShiftIntensityd
     >>> tiles = Dataset([{"image": torch.zeros(1)}], Compose([RandShiftIntensityd("image", offsets=1.0, prob=1.0)]))
@@ -92,16 +102,69 @@ class SeededDataset(TorchDataset[Any]):
     (metatensor([True]), metatensor([False]))
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(
+        self, dataset: Dataset, device: torch.device | str | None = None, keys: Sequence[Hashable] = ()
+    ) -> None:
         self.dataset = dataset
+        self.cached: list[dict[Hashable, Any]] | None = None
+        if isinstance(dataset, CacheDataset) and device is not None and torch.device(device).type == "cuda":
+            free = available_bytes(torch.device(device))
+            size = sum(item[key].nbytes for item in dataset._cache for key in keys)
+            if dataset.cache_num == len(dataset) and (free is None or size <= free / 4):
+                self.keep_on(device, keys)
+
+    def keep_on(self, device: torch.device | str, keys: Sequence[Hashable]) -> None:
+        """Keep these tensors of the items that a `CacheDataset` has cached on a device."""
+        held = self.dataset._cache  # type: ignore[attr-defined]
+        self.cached = [{**item, **{key: item[key].to(device) for key in keys}} for item in held]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
         index, seed = draw
-        self.dataset.transform.set_random_state(seed)
-        return self.dataset[index]
+        transform = self.dataset.transform
+        transform.set_random_state(seed)
+        if self.cached is None:
+            return self.dataset[index]
+        first = transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
+        return transform(self.cached[index], start=len(transform) if first is None else first)
+
+
+class SeededLoader(DataLoader):
+    """A MONAI loader of a `SeededDataset`; where that has its items on a GPU, a thread prepares the next batch.
+
+    The thread has queued all work for the next batch when the GPU ends a step, so that neither waits for the other.
+
+    Args:
+        dataset: the items.
+        num_workers: processes that load, unless the items are on a GPU.
+        kwargs: as for MONAI's `DataLoader`.
+
+    >>> from monai.transforms import Compose, RandShiftIntensityd
+    >>> tiles = Dataset([{"image": torch.zeros(1)}], Compose([RandShiftIntensityd("image", offsets=1.0, prob=1.0)]))
+    >>> sampler = SeededSampler(tiles, num_samples=4, seed=0)
+    >>> [batch["image"].shape for batch in SeededLoader(SeededDataset(tiles), sampler=sampler, batch_size=2)]
+    [torch.Size([2, 1]), torch.Size([2, 1])]
+    """
+
+    def __init__(self, dataset: SeededDataset, num_workers: int = 0, **kwargs: Any) -> None:
+        super().__init__(dataset, num_workers=num_workers if dataset.cached is None else 0, **kwargs)
+        self.on_device = dataset.cached is not None
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of an epoch."""
+        batches = super().__iter__()
+        return _ahead(batches) if self.on_device else batches
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches, each begun in a thread while the one before is used; an error there is raised here."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -160,7 +160,7 @@ class RandElasticDeformation(RandomizableTransform):
 
         Cubic convolution (a = −0.75) of ``self.nodes``, one axis after another, with nodes on the tile's corners.
         """
-        field = torch.as_tensor(self.nodes, dtype=torch.float32, device=device)
+        field = _sent(self.nodes, device)
         for nodes, n in zip(self.nodes.shape[1:], spatial_size, strict=True):
             # consumes the first axis, appends the new one
             field = torch.tensordot(field, _cubic_convolution(nodes, n, device), dims=([1], [1]))
@@ -187,18 +187,18 @@ class RandElasticDeformation(RandomizableTransform):
             turn = create_rotate(rank, float(angles[0]) if rank == 2 else angles.tolist())[:rank, :rank]
             matrix = np.asarray(turn) * np.where(self.flips, -1.0, 1.0) / self.scale
             target = target + self.shift
-        on_voxels = not (self._do_transform and self.nodes.any())
-        field = torch.zeros((rank, *tile), device=device) if on_voxels else self.displacement(tile, device)
+        straight = not (self._do_transform and self.nodes.any())
+        field = torch.zeros((rank, *tile), device=device) if straight else self.displacement(tile, device)
         for i in range(rank):
             for j in range(rank):
                 if i != j and matrix[i, j] == 0:
                     continue
                 line = matrix[i, j] * (np.arange(new[j]) - middle[j]) + (target[i] if i == j else 0.0)
                 shape = [-1 if axis == j else 1 for axis in range(rank)]
-                field[i] += torch.as_tensor(line, dtype=torch.float32, device=device).reshape(shape)
-        if on_voxels:
-            on_voxels = bool((field - field.round()).abs().max() < 1e-3)
-        return field, on_voxels
+                field[i] += _sent(line, device).reshape(shape)
+        first = target - matrix @ middle
+        off = abs(first - first.round()) + abs(matrix - matrix.round()) @ (new - 1)
+        return field, straight and bool(off.max() < 1e-3)
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Deform an image.
@@ -300,12 +300,24 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         return d
 
 
+def _waits(device: torch.device) -> bool:
+    """Whether to ask a tensor of this device for a value makes the CPU wait for all that the device still has to do."""
+    return device.type != "cpu"
+
+
+def _sent(values: np.ndarray, device: torch.device | None) -> Tensor:
+    """Values as float32 on a device, without waiting for it."""
+    tensor = torch.as_tensor(values, dtype=torch.float32)
+    if device is not None and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device=device, non_blocking=True)
+
+
 @functools.lru_cache(maxsize=8)
 def _cubic_convolution(nodes: int, n: int, device: torch.device | None) -> Tensor:
     """The matrix (n, nodes) from values at the nodes to values at n voxels from the first to the last node."""
-    return F.interpolate(
-        torch.eye(nodes, device=device)[None, None], size=(n, nodes), mode="bicubic", align_corners=True
-    )[0, 0]
+    eye = torch.eye(nodes)[None, None]
+    return F.interpolate(eye, size=(n, nodes), mode="bicubic", align_corners=True)[0, 0].to(device=device)
 
 
 def _sample(
@@ -346,7 +358,7 @@ def _sample(
         grid = torch.empty_like(coordinates)
         for line, scaled, side, n in zip(coordinates, reversed(grid.unbind()), box, stacked.shape[2:], strict=True):
             scale = 2 / max(n - 1, 1)
-            torch.add(line.new_tensor((beyond - side.start) * scale - 1), line, alpha=scale, out=scaled)
+            torch.add(line.new_full((), (beyond - side.start) * scale - 1), line, alpha=scale, out=scaled)
         grid = grid.movedim(0, -1)[None]
         read = F.grid_sample(stacked, grid, mode=mode, padding_mode=padding_mode, align_corners=True)[0]
         outs = list(read.split([len(source) for source in sources]))
@@ -358,16 +370,22 @@ def _mirrored(coordinates: Tensor, size: Sequence[int]) -> Tensor:
     coordinates = coordinates.clone()
     for line, n in zip(coordinates, size, strict=True):
         last = n - 1
-        low, high = line.aminmax()
-        if max(-low, high) >= 2 * last:  # beyond the first mirror image
+        if _waits(line.device) or _reach(line) >= 2 * last:  # beyond the first mirror image
             line.remainder_(2 * last) if last else line.zero_()
         line.abs_()
         torch.minimum(line, 2 * last - line, out=line)
     return coordinates
 
 
+def _reach(line: Tensor) -> float:
+    low, high = line.aminmax()
+    return float(max(-low, high))
+
+
 def _read_between(line: Tensor, n: int) -> slice:
     """The voxels, out of n, that any interpolation at the coordinates reads: a tile of a large image needs few."""
+    if _waits(line.device):
+        return slice(0, n)
     low, high = line.aminmax()
     start = min(max(int(low) - 2, 0), n - 1)
     return slice(start, max(min(int(high) + 4, n), start + 1))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from benchmarks import gpu, gpu_pack, gpu_pieces, paper_tables, whole_step
 from monai_unet.errors import InputError
 from monai_unet.networks import ValidUNet
+from monai_unet.provenance import code_version
 
 CPU = torch.device("cpu")
 ABOUT = {"hardware": "a card", "tiny": True, "versions": {"torch": "2"}}
@@ -154,6 +156,18 @@ def test_data_are_packed_with_a_compression_that_needs_no_codecs(tmp_path, monke
         assert zlib.decompress(saved.read_bytes()[offset : offset + count]) == pixels.tobytes()
     with pytest.raises(InputError, match="the data set is not there. Run python -m monai_unet.datasets prepare isbi"):
         gpu_pack.pack_data("isbi2012", tmp_path / "packed")
+
+
+def test_the_packed_code_is_whole(tmp_path):
+    gpu_pack.pack_code(tmp_path)
+    for bundle in ("cell_segmentation", "em_membrane_segmentation"):
+        packed = {file.name for file in (tmp_path / "bundles" / bundle / "configs").iterdir()}
+        assert packed == {file.name for file in (gpu.ROOT / "bundles" / bundle / "configs").iterdir()}
+    assert (tmp_path / "monai_unet" / "bundles" / "templates" / "configs" / "train.yaml").exists()
+    assert (tmp_path / "datasets" / "ctc_cells.yaml").exists()
+    (about,) = tmp_path.glob("*.dist-info")
+    assert Distribution.at(about).version == code_version()["monai_unet"]
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_folder_with_something_in_it_is_not_packed_into(tmp_path):
