@@ -102,6 +102,7 @@ class ValidUNet(nn.Module):
         self.depth = len(features) - 1
         self.kernel_size = _per_level("kernel_size", kernel_size, self.depth + 1, spatial_dims, (1, 3))
         self.norm = norm
+        self.fixed_statistics = False
         self.strides = _per_level("strides", strides, self.depth, spatial_dims, (1, 2))
         self._axes = [
             _Axis.of([kernels[axis] for kernels in self.kernel_size], [strides[axis] for strides in self.strides])
@@ -123,6 +124,15 @@ class ValidUNet(nn.Module):
             self.decoder.append(_two_convolutions(self.kernel_size[level], 2 * above, above, norm, 0.0))
         self.head = Conv["conv", spatial_dims](features[0], out_channels, kernel_size=1)
         self.apply(_initialise)
+
+    def train(self, mode: bool = True) -> ValidUNet:
+        """Set training mode; with ``fixed_statistics`` batch norm stays as in prediction, see `FixedStatistics`."""
+        super().train(mode)
+        if self.fixed_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.training = False
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits (B, K, *spatial − 2 margin) of ``x`` (B, C, *spatial)."""

@@ -27,6 +27,7 @@ PAPER_2D = {
     "in_channels": Setting(1, "of the images"),
     "features": Setting([64, 128, 256, 512, 1024], "Fig. 1"),
     "norm": Setting(None, 'Fig. 1 has none; "batch" is the 3-D paper\'s'),
+    "fix_norm_after": Setting(None, "epochs after which batch norm keeps its statistics, as in prediction; null: none"),
     "dropout": Setting(0.5, "§3.1: at the end of the contracting path; the rate is the Caffe release's"),
     "tile_size": Setting(388, "Fig. 1: output pixels per axis; the input tile is 572 × 572"),
     "learning_rate": Setting(0.001, "not in the paper"),
@@ -55,6 +56,7 @@ PAPER_3D = {
         [64, 128, 256, 512], "Fig. 2, where the first convolution of a level has half as many channels"
     ),
     "norm": Setting("batch", "§2: before each ReLU; null: none, as in 2015"),
+    "fix_norm_after": Setting(None, "epochs after which batch norm keeps its statistics, as in prediction; null: none"),
     "dropout": Setting(0, "none in the paper"),
     "tile_size": Setting([44, 44, 28], "§2: output voxels per axis; the input tile is 132 × 132 × 116"),
     "learning_rate": Setting(0.001, "not in the paper"),

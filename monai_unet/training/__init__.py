@@ -6,11 +6,13 @@ from monai_unet.training.progress import Progress
 from monai_unet.training.seeding import SeededDataset, SeededLoader, SeededSampler
 from monai_unet.training.signals import TrainingStopped, shield_worker
 from monai_unet.training.start import init_weights
+from monai_unet.training.statistics import FixedStatistics
 from monai_unet.training.targets import PrepareTarget
 
 __all__ = [
     "BestCheckpoint",
     "Checkpoints",
+    "FixedStatistics",
     "Guards",
     "PrepareTarget",
     "Progress",
