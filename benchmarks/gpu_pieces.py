@@ -47,6 +47,10 @@ class Scale:
     large: int = 8192
     rounds: int = 3
 
+    def steps_of(self, batch: int) -> int:
+        """Steps between two waits for the device, with larger batches fewer."""
+        return max(self.steps // max(batch // 2, 1), 1)
+
 
 FULL = Scale()
 TINY = Scale((2,), (2,), 20, 1, 0.0, 64, (200,), ((40, 40), (20, 20, 20)), 5, 300, 1)
@@ -68,11 +72,7 @@ def per_second(work: Callable[[], object], seconds: float) -> float:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of spans (start, end).
-
-    >>> covered([(5, 6), (0, 2), (1, 3), (1, 2)])
-    4.0
-    """
+    """Length of the union of spans (start, end), from 0 on."""
     length = end = 0.0
     for first, last in sorted(spans):
         length += max(last - max(first, end), 0)
@@ -87,7 +87,9 @@ def busy_seconds(work: Callable[[], object], device: torch.device) -> float:
         work()
         wait(device)
     kind = DeviceType.CUDA if cuda else DeviceType.CPU
-    events = [event for event in seen.profiler.kineto_results.events() if event.device_type() == kind]
+    found = seen.profiler.kineto_results.events()
+    # annotations span whole parts of a step, with their gaps
+    events = [event for event in found if event.device_type() == kind and not event.is_user_annotation()]
     first = min((event.start_ns() for event in events), default=0)
     spans = [(event.start_ns() - first, event.start_ns() - first + event.duration_ns()) for event in events]
     return covered(spans) / 1e9
@@ -142,21 +144,21 @@ def _phantom() -> Path:
 
 def training(device: torch.device, scale: Scale, width: int, batch: int) -> Numbers:
     """The bundle's whole step, with loading and augmentation, beside the plain loop over tensors that are ready."""
-    amp, data = fast_bfloat16(device), _phantom()
+    amp, data, steps = fast_bfloat16(device), _phantom(), scale.steps_of(batch)
     options = {"device": str(device), "tile_size": scale.tile, "batch_size": batch}
-    config = whole_step.bundle(width, amp, scale.steps, data, data, **options)
+    config = whole_step.bundle(width, amp, steps, data, data, **options)
     trainer, network = config.get_parsed_content("train#trainer"), config.get_parsed_content("network")
     trainer.logger.disabled = True
     size = network.input_size(scale.tile)
     operations = _operations(whole_step.steps_of(network, size, amp, 1, batch), batch)
-    plain = whole_step.steps_of(network, size, amp, scale.steps, batch)
+    plain = whole_step.steps_of(network, size, amp, steps, batch)
 
     def whole() -> None:
         trainer.state.max_epochs = trainer.state.epoch + 1
         trainer.run()
         wait(device)
 
-    images = scale.steps * batch
+    images = steps * batch
     rows = {
         whole_step.WHOLE: _rate(whole, images, operations, device, scale),
         whole_step.PLAIN: _rate(plain, images, operations, device, scale),
@@ -176,13 +178,13 @@ def peer_networks(width: int) -> dict[str, nn.Module]:
 
 def peers(device: torch.device, scale: Scale, width: int, batch: int) -> Numbers:
     """MONAI's networks in the plain loop, on the next multiple of 16."""
-    amp, rows = fast_bfloat16(device), {}
+    amp, steps, rows = fast_bfloat16(device), scale.steps_of(batch), {}
     size = -(-(scale.tile + 184) // 16) * 16
     for name, network in peer_networks(width).items():
         network = network.to(device, memory_format=torch.channels_last)
         operations = _operations(whole_step.steps_of(network, size, amp, 1, batch), batch)
-        work = whole_step.steps_of(network, size, amp, scale.steps, batch)
-        rows[name] = _rate(work, scale.steps * batch, operations, device, scale)
+        work = whole_step.steps_of(network, size, amp, steps, batch)
+        rows[name] = _rate(work, steps * batch, operations, device, scale)
     return {"width": width, "batch": batch, "size": size, "rows": rows}
 
 
@@ -194,14 +196,15 @@ def forward(device: torch.device, scale: Scale, width: int) -> Numbers:
     with torch.inference_mode():
         for batch in (*scale.batches, 4 * max(scale.batches)):
             image = torch.randn(batch, 1, size, size, device=device).to(memory_format=torch.channels_last)
+            steps = scale.steps_of(batch)
 
-            def work(image: torch.Tensor = image) -> None:
-                for _ in range(scale.steps):
+            def work(image: torch.Tensor = image, steps: int = steps) -> None:
+                for _ in range(steps):
                     infer(image, network)
                 wait(device)
 
             operations = _operations(functools.partial(infer, image, network), batch)
-            rows[str(batch)] = _rate(work, scale.steps * batch, operations, device, scale)
+            rows[str(batch)] = _rate(work, steps * batch, operations, device, scale)
     return {"width": width, "size": size, "rows": rows}
 
 

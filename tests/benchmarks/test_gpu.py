@@ -50,10 +50,26 @@ def test_operations_by_hand():
     assert count == 2 * 3 * 5 * 9 * 8 * 10
 
 
+def test_time_that_is_covered_twice_counts_once():
+    assert gpu_pieces.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert gpu_pieces.covered([]) == 0
+
+
 def test_busy_seconds_are_those_of_the_operators():
     one = torch.zeros(10)
     assert gpu_pieces.busy_seconds(lambda: (one + 1, time.sleep(0.3)), CPU) < 0.2
     assert gpu_pieces.busy_seconds(lambda: None, CPU) == 0
+
+    def annotated() -> None:
+        with torch.profiler.record_function("a step"):
+            time.sleep(0.3)
+
+    assert gpu_pieces.busy_seconds(annotated, CPU) < 0.2
+
+
+def test_work_between_two_waits_is_about_as_much_for_any_batch():
+    assert [gpu_pieces.FULL.steps_of(batch) for batch in (1, 2, 8, 32)] == [100, 100, 25, 6]
+    assert gpu_pieces.TINY.steps_of(8) == 1
 
 
 def test_what_is_measured_stays_and_what_failed_is_tried_again(tmp_path):
