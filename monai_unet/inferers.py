@@ -17,6 +17,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from monai_unet.errors import InputError
 from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
 from monai_unet.options import parse_bool, parse_choice
 from monai_unet.symmetries import symmetry_mean
@@ -83,6 +84,8 @@ class OverlapTileInferer(Inferer):
             tiles on the GPU, GPU memory does not grow with the image.
         amp: autocast to bfloat16 on the device of the tiles; also "true" or "false".
         progress: show a progress bar.
+        uncertainty: append a channel: the variance of the probabilities over the symmetries of ``averaging``, as
+            `symmetry_variance` of each tile; also "true" or "false".
         memory: GiB that one pass may use if ``tile_size`` is None; None for half of what is free on a CPU and 90 % of
             it on a GPU.
 
@@ -114,6 +117,7 @@ class OverlapTileInferer(Inferer):
         amp: bool | str = False,
         progress: bool = False,
         memory: float | None = None,
+        uncertainty: bool | str = False,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
@@ -131,6 +135,10 @@ class OverlapTileInferer(Inferer):
         self.infer = TileInferer(amp)
         self.progress = progress
         self.memory = memory
+        self.uncertainty = parse_bool("uncertainty", uncertainty)
+        if self.uncertainty and self.averaging == "none":
+            problem = 'it is true, but with averaging "none" there is nothing that could differ'
+            raise InputError("--uncertainty", problem, "Use --averaging all, or mirror")
         self._limit: int | None = None  # a larger tile has run out of memory
         self._overheads: dict[Any, float] = {}
 
@@ -148,8 +156,8 @@ class OverlapTileInferer(Inferer):
                 ``torch.from_numpy(numpy.memmap(...))``; then nothing as large as the image is allocated.
 
         Returns:
-            (B, K, *spatial) on ``device``, float32 or the network's wider type; if the inputs are a `MetaTensor`, so is
-            the result, with their metadata.
+            (B, K, *spatial) on ``device``, K + 1 channels with ``uncertainty``, float32 or the network's wider type; if
+            the inputs are a `MetaTensor`, so is the result, with their metadata.
 
         Raises:
             ValueError: inputs without an image or a voxel, a tile size that does not fit the dimensions, a network
@@ -200,7 +208,8 @@ class OverlapTileInferer(Inferer):
         countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "strides", "input_size"))
         if self.tile_size is None and countable:
             images = shape[0] * math.prod(shape[2:-dims])
-            reserved = 0 if out is not None else images * core.out_channels * math.prod(size) * 4
+            channels = core.out_channels + self.uncertainty
+            reserved = 0 if out is not None else images * channels * math.prod(size) * 4
             cheapest = self._cheapest(size, network, core, reserved)
             if cheapest is not None:
                 return cheapest
@@ -338,7 +347,8 @@ class OverlapTileInferer(Inferer):
     def _activation_bytes(self, core: Any, tile: Sequence[int]) -> int:
         """Bytes of the activations of a pass, without the working memory of the convolutions."""
         itemsize = 2 if self.infer.amp else next(core.parameters()).itemsize
-        averaged = 0 if self.averaging == "none" else 2 * self.sw_batch_size * core.out_channels * math.prod(tile) * 4
+        kept = 0 if self.averaging == "none" else 6 if self.uncertainty else 2  # outputs: the sum, and the next summand
+        averaged = kept * self.sw_batch_size * core.out_channels * math.prod(tile) * 4
         return pass_bytes(core, tile, self.sw_batch_size, itemsize) + averaged
 
     def _overhead(self, network: Callable[..., Tensor], core: Any, weights: Tensor) -> float:
@@ -378,7 +388,19 @@ class OverlapTileInferer(Inferer):
 
     def _averaged(self, x: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         infer = partial(self._pass, network=network, args=args, kwargs=kwargs)
-        return infer(x) if self.averaging == "none" else symmetry_mean(x, infer, self.averaging)
+        if self.averaging == "none":
+            return infer(x)
+        if not self.uncertainty:
+            return symmetry_mean(x, infer, self.averaging)
+
+        def moments(x: Tensor) -> Tensor:
+            logits = infer(x).float()
+            probability = logits.softmax(1)
+            return torch.cat([logits, probability, probability.square()], 1)
+
+        logits, mean, mean_square = symmetry_mean(x, moments, self.averaging).chunk(3, 1)
+        variance = (mean_square - mean.square()).clamp_min(0).sum(1, keepdim=True)
+        return torch.cat([logits, variance], 1)
 
     def _pass(self, x: Tensor, network: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
         y = self.infer(x, network, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import numpy as np
@@ -11,8 +12,10 @@ from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from monai_unet.errors import InputError
 from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.networks import ValidUNet
+from monai_unet.symmetries import symmetry_variance
 
 torch.manual_seed(0)
 NET2 = ValidUNet(2, 2, 3, (3, 4, 5, 6, 7)).eval()
@@ -318,3 +321,25 @@ def test_rotations_do_not_fit_an_anisotropic_network():
     network = ValidUNet(3, 1, 2, (2, 3), kernel_size=[(1, 3, 3), 3]).eval()
     with pytest.raises(ValueError, match=r"margins of \(4, 8, 8\) allow no rotation; use .mirror. or .none."):
         OverlapTileInferer(4, averaging="all")(torch.rand(1, 1, 4, 4, 4), network)
+
+
+@pytest.mark.parametrize(("averaging", "dims"), [("all", 2), ("mirror", 2), ("mirror", 3)])
+def test_uncertainty_is_the_variance_over_the_symmetries_beside_the_same_logits(averaging: str, dims: int) -> None:
+    torch.manual_seed(0)
+    network = ValidUNet(dims, 1, 3, features=(4, 8), dropout=0).eval()
+    image = torch.rand(2, 1, *(24,) * dims)
+    for tile in (24, 12):
+        with torch.no_grad():
+            result = OverlapTileInferer(tile, averaging=averaging, uncertainty="true")(image, network)
+            plain = OverlapTileInferer(tile, averaging=averaging)(image, network)
+        assert torch.equal(result[:, :-1], plain)
+        expected = symmetry_variance(image, network, OverlapTileInferer(tile), averaging)
+        assert expected.max() > 1e-4
+        torch.testing.assert_close(result[:, -1], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_uncertainty_needs_something_to_differ() -> None:
+    with pytest.raises(
+        InputError, match=re.escape('with averaging "none" there is nothing that could differ. Use --ave')
+    ):
+        OverlapTileInferer(uncertainty=True)

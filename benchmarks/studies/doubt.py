@@ -2,12 +2,13 @@
 
     python -m benchmarks.studies.doubt BUNDLE --dataset_dir DIR [--images N] [--averaging all]
 
-BUNDLE is the folder of a bundle whose checkpoint has a threshold (python -m monai_unet.bundles doubt), DIR its prepared
-data set. A mask is bad if its score is beyond the limit in SCORES, stated beforehand. Predicts the list "test"
-and images of another kind: for instances those of the Cell Tracking Challenge, if they are at hand; of volumes the list
-"test" again, with MONAI's Rician noise and bias field (seed 0). Prints for each source how many of the bad are flagged,
-how many of the good are not, and the area under the ROC curve (AUROC) of the number; for the list "test" the
-calibration of the pixels, too. Writes benchmarks/results/doubt_BUNDLE.json. --images is the most of each source.
+BUNDLE is the folder of a bundle with weights, DIR its prepared data set. Flags need a threshold in the checkpoint
+(python -m monai_unet.bundles doubt); without one there is the AUROC only. A mask is bad if its score is beyond the
+limit in SCORES, stated beforehand. Predicts the list "test" and images of another kind: for instances those of the Cell
+Tracking Challenge, if they are at hand; of volumes the list "test" again, with MONAI's Rician noise and bias field
+(seed 0). Prints for each source how many of the bad are flagged, how many of the good are not, and the area under the
+ROC curve (AUROC) of the number; for the list "test" the calibration of the pixels, too. Writes
+benchmarks/results/doubt_BUNDLE.json. --images is the most of each source.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for each in result["rows"]:
         flags = [f"{each[kind]} of {each[of]}" for kind, of in (("bad_flagged", "bad"), ("good_not_flagged", "good"))]
+        if result["rule"] is None:
+            flags = [f"of {each[of]}" for of in ("bad", "good")]
         auroc = "" if each["auroc"] is None else f"{each['auroc']:.2f}"
         lines.append([each["source"], each["images"], f"{each['score']:.3f}", *flags, auroc])
     return markdown(header, lines)
@@ -110,8 +113,6 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     rule = load_task(given.bundle / "models" / "model.pt").get("doubt")
-    if rule is None:
-        raise SystemExit(f"{given.bundle} has no threshold: python -m monai_unet.bundles doubt {given.bundle} sets it")
     rows, metric, calibration = list[dict[str, Any]](), "", ""
     scores, doubts = list[float](), list[Doubt]()
     for name, folder, options in sources(given.bundle, given.dataset_dir):
@@ -121,8 +122,8 @@ def main() -> None:
         metric = metric or next(known for known in SCORES if known in found.scores)
         rows.append(row(name, found.scores[metric], found.doubts(rule), metric))
         scores, doubts = [*scores, *found.scores[metric]], [*doubts, *found.doubts(rule)]
-        calibration = calibration or report(rule, found)
-        print(table({"metric": metric, "rows": rows[-1:]}), flush=True)
+        calibration = calibration or report(rule or {"temperature": 1.0}, found)
+        print(table({"metric": metric, "rule": rule, "rows": rows[-1:]}), flush=True)
     facts = {"metric": metric, "limit": SCORES[metric][0], "rule": rule, "calibration": calibration.splitlines()}
     rows.append(row("all", scores, doubts, metric))
     result = record(f"doubt_{given.bundle.resolve().name}", rows, **facts)

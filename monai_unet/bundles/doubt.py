@@ -173,7 +173,7 @@ def set_doubt(
     objects = [number for each in doubts for number in each.objects.values()]
     if task.get("kind") == "instances" and len(objects) >= FEWEST:
         rule["object_threshold"] = threshold_of(objects, share)
-    rule |= {"share": share, "images": len(found.images), "split": split, "averaging": averaging or "as predicted"}
+    rule |= {"share": share, "images": len(found.images), "split": split, "averaging": averaging}
     content = torch.load(path, map_location="cpu", weights_only=True)
     content["task"] = {**task, "doubt": rule}
     with replacing(path) as partial:
@@ -203,6 +203,8 @@ def report(rule: dict[str, Any], found: Examined) -> str:
         lines.append(f"{n:8d}  {predicted:9.3f}  {share:.3f}  {tempered:19.3f}")
     errors = [calibration_error(bins) for bins in (before, after)]
     lines.append(f"expected calibration error {errors[0]:.4f}, at temperature {temperature:.2f} {errors[1]:.4f}")
+    if "threshold" not in rule:
+        return "\n".join(lines)
     flags = np.array([bool(each.look) for each in found.doubts(rule)])
     lines.append(f"threshold {rule['threshold']:.3f}: {flags.sum()} of {len(flags)} images flagged")
     for name, values in found.scores.items():

@@ -70,8 +70,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predict(bundle: Path, image: Path, out: Path) -> dict[str, str]:
-    options: dict[str, Any] = {"averaging": "none", "device": "cpu"}
+def predict(bundle: Path, image: Path, out: Path, **given: str) -> dict[str, str]:
+    options: dict[str, Any] = {"averaging": "none", "device": "cpu", **given}
     driver(bundle)[1]("inference", input=str(image), output_dir=str(out), **options)
     with (out / "summary.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -115,6 +115,19 @@ def test_from_the_validation_set_to_the_flag(
     said = capsys.readouterr().out
     assert "look at it" not in said
     assert NO_FLAG not in said
+
+
+def test_a_map_of_the_uncertainty_on_request(bundle: Path, data: Path, tmp_path: Path) -> None:
+    rows = [
+        predict(bundle, data / "00.png", tmp_path / f"{n}", averaging="all", uncertainty=n) for n in ("true", "false")
+    ]
+    assert rows[0] == rows[1]
+    found = tifffile.imread(tmp_path / "true" / "00_uncertainty.tif")
+    assert (found.shape, found.dtype) == ((48, 40), np.float32)
+    assert 0 <= found.min() <= found.max() < 1e-6, "this network does not care which way up an image is"
+    masks = [tifffile.imread(tmp_path / n / "00_instances.tif") for n in ("true", "false")]
+    assert np.array_equal(*masks)
+    assert not (tmp_path / "false" / "00_uncertainty.tif").exists()
 
 
 def test_what_cannot_set_a_threshold(bundle: Path, data: Path, tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -201,6 +202,16 @@ def test_masks_are_those_of_the_command_line(served):
         if served.name == HIPPOCAMPUS:
             affine = nib.Nifti1Image.from_bytes(_unzipped(answer.content)).affine
             assert np.allclose(affine, nib.load(served.studies / f"{image}.nii.gz").affine, atol=1e-5)
+
+
+def test_the_answer_says_how_doubtful_the_mask_is(served):
+    image = next(iter(served.get("/datastore/", output="all")["objects"]))
+    parameters = served.post(f"/infer/{served.name}", image=image, output="json")
+    served.expected(image)
+    with next(served.out.rglob("summary.csv")).open() as file:
+        (row,) = csv.DictReader(file)
+    assert parameters["doubt"] == pytest.approx(float(row["doubt"]), rel=1e-3)
+    assert (parameters["look"], row["look"]) == (None, ""), "there is no threshold"
 
 
 def prepared(served: Served, image: str) -> torch.Tensor:
