@@ -198,7 +198,7 @@ def test_full_and_tiny_differ_in_size_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_whole_command_runs_on_the_cpu(tmp_path):
     """With the trainings and their scores, from a packed folder's code alone."""
     if not (Path(os.environ.get("MONAI_UNET_DATA", "")) / "isbi2012").is_dir():
