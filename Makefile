@@ -5,7 +5,7 @@ EM := bundles/em_membrane_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run --bundle_root $(EM)
 NUCLEI := bundles/nuclei_segmentation
 
-.PHONY: setup demo test test-all test-label label lint bench clean
+.PHONY: setup demo test test-all test-label label lint docs bench clean
 
 setup: .venv/ready
 
@@ -54,6 +54,12 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# site/index.html; a dead link within the site, or a docstring that does not parse, ends it; links elsewhere are not checked
+docs: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/docs . site
+	@echo "site/index.html"
+
 # each prints its table, writes benchmarks/results/*.json; the last one writes docs/benchmarks.md from them
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
@@ -62,4 +68,4 @@ bench: setup
 	date "+%T benchmarks.document"; $(BIN)/python -m benchmarks.document
 
 clean:
-	rm -rf .venv .label demo
+	rm -rf .venv .label demo site build/docs

@@ -148,16 +148,16 @@ class OverlapTileInferer(Inferer):
         """Segment ``inputs`` with ``network``.
 
         Args:
-            inputs: (B, C, *spatial), each spatial size at least 1. For a 2-D network also a stack (B, C, Z, H, W),
+            inputs: ``(B, C, *spatial)``, each spatial size at least 1. For a 2-D network also a stack (B, C, Z, H, W),
                 whose pages are segmented one by one.
             network: `ValidUNet`, also wrapped (DDP, compile), or a callable whose output is smaller than its input by
                 ``2 * margin`` per axis, or as large. It is called as ``network(tiles, *args, **kwargs)``.
-            out: if given, receives the result: (B, K, *spatial) on any device, for example
+            out: if given, receives the result: ``(B, K, *spatial)`` on any device, for example
                 ``torch.from_numpy(numpy.memmap(...))``; then nothing as large as the image is allocated.
 
         Returns:
-            (B, K, *spatial) on ``device``, K + 1 channels with ``uncertainty``, float32 or the network's wider type; if
-            the inputs are a `MetaTensor`, so is the result, with their metadata.
+            ``(B, K, *spatial)`` on ``device``, K + 1 channels with ``uncertainty``, float32 or the network's wider type;
+            if the inputs are a `MetaTensor`, so is the result, with their metadata.
 
         Raises:
             ValueError: inputs without an image or a voxel, a tile size that does not fit the dimensions, a network
@@ -179,7 +179,7 @@ class OverlapTileInferer(Inferer):
         return convert_to_dst_type(result, inputs, dtype=result.dtype, device=result.device)[0]
 
     def plan(self, shape: Sequence[int], network: Callable[..., Tensor], out: Tensor | None = None) -> TilePlan:
-        """Plan how an image of ``shape`` (B, C, *spatial) is cut: tiles, redundant computation, memory.
+        """Plan how an image of ``shape`` ``(B, C, *spatial)`` is cut: tiles, redundant computation, memory.
 
         ``print(inferer.plan(image.shape, network))`` shows it in one line. If ``tile_size`` is None, the memory of one
         pass is measured on a tile of the paper's size, for the first image that may need several tiles; the same free
@@ -235,11 +235,11 @@ class OverlapTileInferer(Inferer):
         """Compute the network's (averaged) output for ready-made windows, in smaller pieces if memory runs out.
 
         Args:
-            windows: (B, C, *spatial), tiles with their margin, as `window` returns them; moved to ``sw_device``.
+            windows: ``(B, C, *spatial)``, tiles with their margin, as `window` returns them; moved to ``sw_device``.
             network: as for ``__call__``.
 
         Returns:
-            (B, K, *tile), smaller by twice the margin.
+            ``(B, K, *tile)``, smaller by twice the margin.
 
         Raises:
             torch.OutOfMemoryError, MemoryError or RuntimeError: not even the smallest tile fits.
@@ -275,11 +275,11 @@ class OverlapTileInferer(Inferer):
         """Read the input of the tile at ``origin``, mirrored where it extends beyond the image.
 
         Args:
-            read: returns the image's voxels (1, C, *spatial) in a box; called once, for no more than is needed.
+            read: returns the image's voxels ``(1, C, *spatial)`` in a box; called once, for no more than is needed.
             origin: first output voxel per axis, one of ``plan.origins()``.
 
         Returns:
-            (1, C, *spatial), the tile with its margin.
+            ``(1, C, *spatial)``, the tile with its margin.
         """
         box, indices = [], []
         for n, start, t, margin in zip(plan.size, origin, plan.tile, plan.margins, strict=True):

@@ -50,8 +50,8 @@ class ValidUNet(nn.Module):
             would depend on its tile.
 
     Shapes:
-        input ``(B, in_channels, *spatial)``, float, each spatial size valid at this depth (see `input_size`); output
-        ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
+        input: ``(B, in_channels, *spatial)``, float, each spatial size valid at this depth (see `input_size`).
+        output: ``(B, out_channels, *spatial)``, logits, each spatial size smaller by ``2 * margin``.
 
     Attributes:
         margin: voxels of context lost on each side, 92 in the paper; one number per axis if they differ.
@@ -135,7 +135,7 @@ class ValidUNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits (B, K, *spatial − 2 margin) of ``x`` (B, C, *spatial)."""
+        """Compute the logits ``(B, K, *spatial − 2 margin)`` of ``x`` ``(B, C, *spatial)``."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
             for axis, n in enumerate(x.shape[2:]):
                 self.output_size(n, axis)

@@ -23,13 +23,13 @@ def symmetry_mean(x: Tensor, function: Callable[[Tensor], Tensor], symmetries: s
     """Average ``g⁻¹(function(g(x)))`` over the exact symmetries g.
 
     Args:
-        x: (B, C, *spatial), 2-D or 3-D.
-        function: maps it to (B, K, *spatial), where each axis is shorter by a fixed margin or by nothing.
+        x: ``(B, C, *spatial)``, 2-D or 3-D.
+        function: maps it to ``(B, K, *spatial)``, where each axis is shorter by a fixed margin or by nothing.
         symmetries: "all" for the mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel
             sizes); "mirror" for the 2^d mirrorings; (0, 2) for those along these spatial axes only.
 
     Returns:
-        (B, K, *spatial), float32, or float64 if the function's output is.
+        ``(B, K, *spatial)``, float32, or float64 if the function's output is.
 
     Raises:
         ValueError: ``symmetries`` is none of these.
@@ -65,15 +65,15 @@ def symmetry_variance(
     """Compute the variance of the predicted probabilities over the exact symmetries of the image.
 
     Args:
-        image: (B, C, *spatial), as the network takes it, 2-D or 3-D.
-        network: returns logits (B, K, *spatial).
+        image: ``(B, C, *spatial)``, as the network takes it, 2-D or 3-D.
+        network: returns logits ``(B, K, *spatial)``.
         inferer: ``inferer(image, network)`` returns the logits of the whole image, of any size. The ``averaging`` of an
             `OverlapTileInferer` is ignored here; the object itself stays as it is.
         symmetries: as for `symmetry_mean`. Choose those that the network was trained on: disagreement over others says
             little about the image.
 
     Returns:
-        (B, *spatial), float32: the variance over the symmetries, summed over the classes; 0 where all agree, always
+        ``(B, *spatial)``, float32: the variance over the symmetries, summed over the classes; 0 where all agree, always
         below 1.
 
     Raises:

@@ -113,7 +113,7 @@ def _precision_sum(overlaps: _Overlaps) -> tuple[float, int]:
 def seg_measure(reference: Frames, prediction: Frames, ignore: Frames | None = None) -> float:
     """Compute SEG: the mean over all reference objects of the Jaccard index with the matching predicted object.
 
-    A predicted object S matches a reference object R when |R ∩ S| > |R| / 2, strictly; an unmatched R counts 0.
+    A predicted object S matches a reference object R when ``|R ∩ S| > |R| / 2``, strictly; an unmatched R counts 0.
     Predicted objects without a reference cost nothing.
 
     Args:
@@ -250,9 +250,9 @@ class _Pooled(CumulativeIterationMetric):
 class SegMeasure(_Pooled):
     """Compute `seg_measure` over batches, as a MONAI metric.
 
-    Called with ``y_pred``, (B, 1, *spatial) predicted instance ids, and ``y``, (B, 1, *spatial) reference ids, or
-    (B, 2, *spatial) with the mask to ignore as second channel; or with lists of such items without B, which may differ
-    in size. ``aggregate()`` returns SEG over all objects of all images, float64; ``get_buffer()``, which
+    Called with ``y_pred``, ``(B, 1, *spatial)`` predicted instance ids, and ``y``, ``(B, 1, *spatial)`` reference ids,
+    or ``(B, 2, *spatial)`` with the mask to ignore as second channel; or with lists of such items without B, which may
+    differ in size. ``aggregate()`` returns SEG over all objects of all images, float64; ``get_buffer()``, which
     `monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, that of each image, float64 (N, 1),
     NaN if it has no reference object.
 

@@ -6,9 +6,9 @@ binarised with strict ``>`` at each threshold. Per slice and threshold two integ
 are summed over the slices, and the smallest ratio over the thresholds is reported.
 
 Each error is a function of whole images and a MONAI metric over batches, with the same result. The metrics are called
-with ``y_pred``, (B, 2, *spatial) softmax (channel 1 is the cell) or (B, 1, *spatial) probability of cell, and ``y``,
-(B, 1, *spatial) binary labels, or with lists of such items without B, which may differ in size; spatial is (H, W) or
-(Z, H, W). ``aggregate()`` returns the error over all images, float64; ``get_buffer()``, which
+with ``y_pred``, ``(B, 2, *spatial)`` softmax (channel 1 is the cell) or ``(B, 1, *spatial)`` probability of cell, and
+``y``, ``(B, 1, *spatial)`` binary labels, or with lists of such items without B, which may differ in size; spatial is
+(H, W) or (Z, H, W). ``aggregate()`` returns the error over all images, float64; ``get_buffer()``, which
 `monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, that of each image at its own best
 threshold, float64 (N, 1). Lower is better: as key metric for checkpoints they need ``key_metric_negative_sign=True``.
 """

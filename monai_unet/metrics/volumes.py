@@ -26,7 +26,8 @@ class SurfaceMetricHandler(IgniteMetricHandler):
     (Kavur et al. 2021). A class that only one of the two masks contains is infinitely far away; one that neither
     contains has no distance (NaN) and is left out of the means.
 
-    ``output_transform`` returns two lists of binary (K, *spatial), prediction and reference, the latter a `MetaTensor`.
+    ``output_transform`` returns two lists of binary ``(K, *spatial)``, prediction and reference, the latter a
+    `MetaTensor`.
 
     >>> from monai.metrics import SurfaceDistanceMetric
     >>> handler = SurfaceMetricHandler(SurfaceDistanceMetric(include_background=True, symmetric=True))
@@ -57,7 +58,7 @@ class SurfaceMetricHandler(IgniteMetricHandler):
 
 
 def _surface(mask: torch.Tensor) -> torch.Tensor:
-    """The voxels of a mask (K, *spatial) with a face neighbour inside the volume that is not part of it; float32.
+    """The voxels of a mask ``(K, *spatial)`` with a face neighbour inside the volume that is not part of it; float32.
 
     MONAI takes all of them as the surface of the result, so it can replace the mask.
     """

@@ -20,7 +20,7 @@ OVERHEAD = 1.8
 
 
 def step_bytes(network: ValidUNet, shape: Sequence[int]) -> int:
-    """Estimate the bytes that a training step on a float32 image (B, C, *spatial) takes, without the weights.
+    """Estimate the bytes that a training step on a float32 image ``(B, C, *spatial)`` takes, without the weights.
 
     >>> network = ValidUNet(2, 1, 2)
     >>> f"{step_bytes(network, (1, 1, 572, 572)) / 2**30:.1f} GiB"
@@ -44,7 +44,7 @@ def step_bytes(network: ValidUNet, shape: Sequence[int]) -> int:
 
 
 def largest_tile(network: ValidUNet, shape: Sequence[int], available: int | None) -> tuple[int, ...] | None:
-    """Find the largest output tile, smaller than that of an input ``shape`` (B, C, *spatial), whose step fits.
+    """Find the largest output tile, smaller than that of an input ``shape`` ``(B, C, *spatial)``, whose step fits.
 
     Args:
         network: in training.
@@ -52,7 +52,7 @@ def largest_tile(network: ValidUNet, shape: Sequence[int], available: int | None
         available: free memory, in bytes; if None, half of what the failed step needed is assumed.
 
     Returns:
-        Its output size (*spatial), or None if no tile fits.
+        Its output size ``(*spatial)``, or None if no tile fits.
 
     >>> largest_tile(ValidUNet(2, 1, 2), (1, 1, 572, 572), available=1 << 30)
     (324, 324)

@@ -19,8 +19,8 @@ class PrepareTarget:
     both under their own names, and only `PixelWeightedCrossEntropyLoss` sees them joined.
 
     Args:
-        target: key of the class indices, (B, 1, *spatial).
-        weight: key of the weight map, (B, 1, *spatial).
+        target: key of the class indices, ``(B, 1, *spatial)``.
+        weight: key of the weight map, ``(B, 1, *spatial)``.
 
     >>> tile = {"image": torch.zeros(4, 3, 8, 8), "classes": torch.ones(4, 1, 2, 2), "weight": torch.rand(4, 1, 2, 2)}
     >>> image, target = PrepareTarget(target="classes", weight="weight")(tile)
@@ -39,7 +39,7 @@ class PrepareTarget:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Return the image (B, C, *spatial) and the joined target (B, 2, *spatial); ``kwargs`` go to `Tensor.to`."""
+        """Return image ``(B, C, *spatial)`` and joined target ``(B, 2, *spatial)``; ``kwargs`` go to `Tensor.to`."""
         image, target, weight = (
             batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
             for key in (CommonKeys.IMAGE, self.target, self.weight)

@@ -123,7 +123,7 @@ class RandElasticDeformation(RandomizableTransform):
         self.foreground_prob = foreground_prob
 
     def randomize(self, data: NdarrayOrTensor, foreground: NdarrayOrTensor | None = None) -> None:
-        """Draw the node vectors, angles, shift, mirroring, tile centre and scale for an image (C, *spatial).
+        """Draw the node vectors, angles, shift, mirroring, tile centre and scale for an image ``(C, *spatial)``.
 
         Args:
             data: the image.
@@ -156,7 +156,7 @@ class RandElasticDeformation(RandomizableTransform):
             self.center = (voxels[self.R.randint(len(voxels))] + 0.5) / data.shape[1:]
 
     def displacement(self, spatial_size: Sequence[int], device: torch.device | None = None) -> Tensor:
-        """Interpolate the drawn field on a tile of this size: (rank, *spatial_size) float32, in voxels.
+        """Interpolate the drawn field on a tile of this size: ``(rank, *spatial_size)`` float32, in voxels.
 
         Cubic convolution (a = −0.75) of ``self.nodes``, one axis after another, with nodes on the tile's corners.
         """
@@ -170,8 +170,8 @@ class RandElasticDeformation(RandomizableTransform):
         """Compute the position in an input of this size that each output voxel reads.
 
         Returns:
-            (rank, *tile) float32, in voxels of the input, before mirroring at the edge; and whether all positions are
-            voxel centres, so that nothing needs to be interpolated.
+            ``(rank, *tile)`` float32, in voxels of the input, before mirroring at the edge; and whether all positions
+            are voxel centres, so that nothing needs to be interpolated.
         """
         rank = len(input_size)
         tile = tuple(input_size)
@@ -208,7 +208,7 @@ class RandElasticDeformation(RandomizableTransform):
             randomize: draw new parameters; False applies the last ones again.
 
         Returns:
-            (C, *spatial_size), of the input's array type and on its device: float32 or, with mode "nearest", the
+            ``(C, *spatial_size)``, of the input's array type and on its device: float32 or, with mode "nearest", the
             input's dtype. A MetaTensor keeps its metadata; as with MONAI's Rand2DElastic, the affine is not changed.
         """
         if randomize:
@@ -323,7 +323,7 @@ def _cubic_convolution(nodes: int, n: int, device: torch.device | None) -> Tenso
 def _sample(
     images: Sequence[NdarrayOrTensor], coordinates: Tensor, on_voxels: bool, mode: str, padding_mode: str
 ) -> list[NdarrayOrTensor]:
-    """Read images (C, *spatial) of one spatial shape at coordinates (rank, *tile) in voxels.
+    """Read images ``(C, *spatial)`` of one spatial shape at coordinates (rank, *tile) in voxels.
 
     For padding mode "reflection" the coordinates must come from `_mirrored`.
     """

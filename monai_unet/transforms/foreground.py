@@ -36,9 +36,9 @@ class ForegroundVoxels(Transform):
         """List the voxels of one image.
 
         Args:
-            labels: (1, *spatial), whole numbers, 0 = background.
-            ignore: (1, *spatial), not 0 where nothing is labelled. In an image with such parts the labelled background
-                counts as a class.
+            labels: ``(1, *spatial)``, whole numbers, 0 = background.
+            ignore: ``(1, *spatial)``, not 0 where nothing is labelled. In an image with such parts the labelled
+                background counts as a class.
 
         Returns:
             (classes × samples, axes) int64, empty if all is background.

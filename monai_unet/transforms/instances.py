@@ -24,7 +24,7 @@ __all__ = ["LabelInstances", "LabelInstancesd", "SeparateInstances", "SeparateIn
 
 
 def instance_ids(labels: NdarrayOrTensor) -> np.ndarray:
-    """Check instance labels (1, *spatial), 0 = background, and return them as int32 ids of shape spatial.
+    """Check instance labels ``(1, *spatial)``, 0 = background, and return them as int32 ids of shape spatial.
 
     Large ids are renumbered in order, so that none exceeds the number of voxels + 1, and time and memory depend on the
     number of instances instead of the largest id.
@@ -92,7 +92,7 @@ class SeparateInstances(Transform):
             labels: instance ids (1, H, W) or (1, H, W, D), whole numbers of any dtype, 0 = background.
 
         Returns:
-            mask (1, *spatial) uint8, 1 = foreground; with ``keep_ids`` the carved ids in the labels' dtype. Of the
+            mask ``(1, *spatial)`` uint8, 1 = foreground; with ``keep_ids`` the carved ids in the labels' dtype. Of the
             labels' array type; a MetaTensor keeps its metadata.
         """
         ids = instance_ids(labels)
@@ -208,7 +208,7 @@ class LabelInstances(Transform):
             mask: (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0.
 
         Returns:
-            ids (1, *spatial), 1 … n in the array order of the components' first voxels, 0 = background; uint16, or
+            ids ``(1, *spatial)``, 1 … n in the array order of the components' first voxels, 0 = background; uint16, or
             int32 above 65,535 instances. Of the mask's array type; a MetaTensor keeps its metadata.
         """
         foreground: np.ndarray = convert_to_numpy(mask)

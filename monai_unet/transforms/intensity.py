@@ -102,7 +102,7 @@ class NormalizeVolumed(MapTransform):
     do not count and become as dark as the darkest of the others. Not in the paper.
 
     Args:
-        keys: the images (C, *spatial), `MetaTensor` if padding is to be known; float32 returns.
+        keys: the images ``(C, *spatial)``, `MetaTensor` if padding is to be known; float32 returns.
 
     >>> import torch
     >>> from monai.data import MetaTensor

@@ -31,7 +31,7 @@ def relative_pixel_size(image: Any, pixel_size_um: Sequence[float]) -> np.ndarra
     """Divide the pixel size of an image by that of a task.
 
     Args:
-        image: as `MicroscopyReader` and MONAI's `LoadImaged` load it, (C, *spatial).
+        image: as `MicroscopyReader` and MONAI's `LoadImaged` load it, ``(C, *spatial)``.
         pixel_size_um: of the task, per axis; the last axes of the image if it has more.
 
     Returns:

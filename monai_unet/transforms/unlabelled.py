@@ -40,8 +40,8 @@ class SplitUnlabelled(Transform):
         """Split the labels of one image.
 
         Args:
-            labels: (1, *spatial), whole numbers of any dtype.
-            ignore: (1, *spatial), not 0 where nothing is labelled either.
+            labels: ``(1, *spatial)``, whole numbers of any dtype.
+            ignore: ``(1, *spatial)``, not 0 where nothing is labelled either.
 
         Returns:
             The classes and the mask, 1 where nothing is labelled, both of the labels' shape, dtype and array type; a
@@ -113,7 +113,7 @@ class ClassWeightMap(Transform):
         self.class_weights = weights
 
     def __call__(self, labels: NdarrayOrTensor, ignore: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
-        """Weigh the labels of one image: (1, *spatial) → float32 of the same shape, array type and metadata."""
+        """Weigh the labels of one image: ``(1, *spatial)`` → float32 of the same shape, array type and metadata."""
         array: np.ndarray = convert_to_numpy(labels)
         if array.size and not (array.min() >= 0 and array.max() < len(self.class_weights)):
             raise ValueError(

@@ -83,11 +83,11 @@ class BorderWeightMap(Transform):
 
         Args:
             labels: instance ids (1, H, W) or (1, H, W, D), whole numbers of any dtype, 0 = background.
-            ignore: (1, *spatial), not 0 where the label is unknown: these voxels get weight 0 and do not count in the
-                class frequencies.
+            ignore: ``(1, *spatial)``, not 0 where the label is unknown: these voxels get weight 0 and do not count in
+                the class frequencies.
 
         Returns:
-            weights (1, *spatial) float32, of the labels' array type; a MetaTensor keeps its metadata.
+            weights ``(1, *spatial)`` float32, of the labels' array type; a MetaTensor keeps its metadata.
         """
         ids = instance_ids(labels)
         known = np.ones(ids.shape, bool) if ignore is None else convert_to_numpy(ignore)[0] == 0

@@ -47,7 +47,7 @@ def label_blocks(
         classes: foreground where not 0.
         instances: receives the ids 1 … n, uint32, in the order of the blocks.
         progress: zarr group for the finished blocks and their local names; a second call skips these blocks.
-        label: foreground (1, *spatial), uint8 → ids (1, *spatial).
+        label: foreground ``(1, *spatial)``, uint8 → ids ``(1, *spatial)``.
         reach: voxels around the block that ``label`` sees.
         scheduler: address of a Dask scheduler whose workers label the blocks.
 

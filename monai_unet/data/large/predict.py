@@ -56,10 +56,10 @@ def predict_large_image(
     """Segment an image of any size on disk; run again after an interruption, it resumes.
 
     The output is OME-Zarr 0.5 with a pyramid. The image is the probability of each class but the first, uint8
-    (255 = 1), (C, *spatial); ``labels/classes`` is the most probable class, uint8; with ``label``, ``labels/instances``
-    holds uint32 ids, 1 … n. Up to rounding, the values are those of one pass over the whole image, whose channels are
-    normalised as by `NormalizePages`, a volume as one page. For this it is read a first time; of an image with more
-    than 16 million values, a regular sample of about that many counts.
+    (255 = 1), ``(C, *spatial)``; ``labels/classes`` is the most probable class, uint8; with ``label``,
+    ``labels/instances`` holds uint32 ids, 1 … n. Up to rounding, the values are those of one pass over the whole image,
+    whose channels are normalised as by `NormalizePages`, a volume as one page. For this it is read a first time; of an
+    image with more than 16 million values, a regular sample of about that many counts.
 
     The memory needed does not grow with the image: the weights, one pass (`OverlapTileInferer.plan`) and a few tiles
     and chunks; with ``label``, then some 100 bytes per voxel of a block and its surroundings.
@@ -73,7 +73,7 @@ def predict_large_image(
         network: `ValidUNet`, in evaluation mode, on the device of its tiles.
         inferer: its ``tile_size``, ``padding_mode``, ``averaging``, ``amp``, ``sw_device`` and ``memory`` apply. Tiles
             pass one by one; a ``sw_batch_size`` above 1 makes the plan reserve memory that is not used.
-        label: foreground (1, *spatial) → ids (1, *spatial), such as `LabelInstances`.
+        label: foreground ``(1, *spatial)`` → ids ``(1, *spatial)``, such as `LabelInstances`.
         reach: voxels around a block that ``label`` sees, see `label_blocks`.
         level: of the input's pyramid.
         scheduler: address of a Dask scheduler whose workers do the work, see `map_items`. They must see ``path`` and

@@ -22,8 +22,8 @@ def write_pyramid(group: Any, image: LargeImage) -> None:
     Probabilities are averaged; of labels, every second voxel is kept.
 
     Args:
-        group: zarr group of OME-Zarr 0.5; its array "0" is the finest level: probabilities (C, *spatial), or labels
-            (*spatial).
+        group: zarr group of OME-Zarr 0.5; its array "0" is the finest level: probabilities ``(C, *spatial)``, or labels
+            ``(*spatial)``.
         image: the image that was segmented; the levels get its voxel size and position.
 
     >>> import contextlib, pathlib, numpy as np, zarr
@@ -69,7 +69,7 @@ def write_pyramid(group: Any, image: LargeImage) -> None:
 
 
 def _mean(array: np.ndarray) -> np.ndarray:
-    """Means of 2^d voxels, (C, *spatial) of half the size; the last voxel of an odd axis is its own neighbour."""
+    """Means of 2^d voxels, ``(C, *spatial)`` of half the size; the last voxel of an odd axis is its own neighbour."""
     padded = np.pad(array, [(0, 0), *((0, n % 2) for n in array.shape[1:])], mode="edge").astype(np.float32)
     split = padded.reshape(array.shape[0], *(k for n in padded.shape[1:] for k in (n // 2, 2)))
     return np.rint(split.mean(axis=tuple(range(2, split.ndim, 2)))).astype(array.dtype)

@@ -31,7 +31,7 @@ class LargeImage:
 
     Args:
         path: the file or folder.
-        shape: (C, *spatial).
+        shape: ``(C, *spatial)``.
         dtype: of the stored values.
         scale: size of a voxel of this level per spatial axis, in ``unit``; 1 at level 0 where the file has none.
         origin: centre of the first voxel per spatial axis, in ``unit``; 0 at level 0 where the file has none.
@@ -88,9 +88,9 @@ def open_large_image(
 
     Args:
         path: an OME-Zarr 0.4 or 0.5 image (a folder), a TIFF or whole slide that tifffile reads (.tif, .tiff, .btf,
-            .tf2, .tf8, .lsm, .svs, .ndpi, .scn), or a NumPy file (.npy) of shape (*spatial) or (C, *spatial). TIFFs
-            must be uncompressed, or in tiles or strips. Of several images in a file, those of less than a tenth of the
-            largest (a thumbnail, a slide's label) do not count.
+            .tf2, .tf8, .lsm, .svs, .ndpi, .scn), or a NumPy file (.npy) of shape ``(*spatial)`` or ``(C, *spatial)``.
+            TIFFs must be uncompressed, or in tiles or strips. Of several images in a file, those of less than a tenth
+            of the largest (a thumbnail, a slide's label) do not count.
         channels: of the network.
         spatial_dims: 2 for (H, W), 3 for (D, H, W). Other axes must have one entry.
         level: of the resolution pyramid, 0 is the finest.

@@ -60,7 +60,7 @@ def measure(ids: NdarrayOrTensor, image: NdarrayOrTensor, pixel_size_um: Sequenc
 
     Args:
         ids: (H, W) or (Z, H, W), whole numbers of any dtype, 0 = background.
-        image: (C, *spatial) of any dtype, as it is in the file.
+        image: ``(C, *spatial)`` of any dtype, as it is in the file.
         pixel_size_um: µm per axis; NaN where it is unknown: then all that is in µm is NaN.
 
     Returns:
