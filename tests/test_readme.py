@@ -1,4 +1,4 @@
-"""The README does what it says: its python and bash blocks run, in order, in one folder.
+"""The README and the tutorials do what they say: their python and bash blocks run, in order, in one folder.
 
 Trainings are cut to two steps of a tiny network by options put after the command; nothing else is changed. What the
 README fetches is prepared from MONAI_UNET_DATA where that is set, and is a phantom otherwise.
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,47 @@ def test_every_block_runs(tmp_path):
                 assert expected in done.stdout
     assert len(list((tmp_path / "my" / "predictions").glob("*_label.tif"))) == 5
     assert len(list((tmp_path / "results").glob("*_seg.nii.gz"))) == 1
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("tutorial", ["your_own_images.md", "your_own_studies.md"])
+def test_every_line_of_a_tutorial_runs(tutorial, tmp_path):
+    cells = prepare("cell_phantom", output=tmp_path / "cells").parent
+    for number, item in enumerate(json.loads((cells / "dataset.json").read_text())["training"][:4]):
+        for part, target in (("image", "images"), ("label", "labels"), ("image", "new_images")):
+            copy = tmp_path / "my" / target / f"{number}{Path(item[part]).suffix}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(item[part], copy)
+    series = Path(os.environ.get("MONAI_UNET_DATA", "")) / "dicom" / "hippocampus_mr"
+    if series.is_dir():
+        (tmp_path / "studies").symlink_to(series)
+    else:
+        organs = prepare("organ_phantom", output=tmp_path / "organs").parent
+        (tmp_path / "studies").mkdir()
+        shutil.copy(organs / json.loads((organs / "dataset.json").read_text())["test"][0]["image"], tmp_path / "studies")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment["XDG_CONFIG_HOME"] = str(tmp_path)  # pseudonyms
+    lines = re.findall(r"```bash\n(.*)\n```", (ROOT / "docs" / tutorial).read_text())
+    assert len(lines) >= 3
+    for line in lines:
+        command = [sys.executable, *shlex.split(line)[1:]]
+        if "train.yaml" in line:
+            command += shlex.split("--tile_size 100 --max_epochs 1 --steps_per_epoch 2 --val_interval 1")
+        elif "my/new_images" in line:
+            command += ["--averaging", "none"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_room_is_in_the_reference():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
+    package = ROOT / "monai_unet"
+    rooms = [path.parent for path in package.glob("*/__init__.py")]
+    rooms += [path for path in package.glob("*.py") if "__all__ = [" in path.read_text()]
+    for room in rooms:
+        assert f"automodule:: monai_unet.{room.stem}" in pages, f"docs/api has no page of {room.stem}"
 
 
 def test_no_link_is_dead():

@@ -18,8 +18,8 @@ class Doubtd(MapTransform):
     """Add :func:`monai_unet.doubt.doubt` of a mask to its item as ``doubt``, and to the mask's metadata, for writers.
 
     Args:
-        keys: of the mask, (1, *spatial).
-        probability_key: of the probability of foreground, (1, *spatial).
+        keys: of the mask, ``(1, *spatial)``.
+        probability_key: of the probability of foreground, ``(1, *spatial)``.
         rule: as for `doubt`.
         allow_missing_keys: skip absent keys.
 
