@@ -156,8 +156,8 @@ class OverlapTileInferer(Inferer):
                 ``torch.from_numpy(numpy.memmap(...))``; then nothing as large as the image is allocated.
 
         Returns:
-            ``(B, K, *spatial)`` on ``device``, K + 1 channels with ``uncertainty``, float32 or the network's wider type;
-            if the inputs are a `MetaTensor`, so is the result, with their metadata.
+            ``(B, K, *spatial)`` on ``device``, K + 1 channels with ``uncertainty``, float32 or the network's wider
+            type; if the inputs are a `MetaTensor`, so is the result, with their metadata.
 
         Raises:
             ValueError: inputs without an image or a voxel, a tile size that does not fit the dimensions, a network

@@ -93,7 +93,9 @@ def test_every_line_of_a_tutorial_runs(tutorial, tmp_path):
     else:
         organs = prepare("organ_phantom", output=tmp_path / "organs").parent
         (tmp_path / "studies").mkdir()
-        shutil.copy(organs / json.loads((organs / "dataset.json").read_text())["test"][0]["image"], tmp_path / "studies")
+        shutil.copy(
+            organs / json.loads((organs / "dataset.json").read_text())["test"][0]["image"], tmp_path / "studies"
+        )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     environment["XDG_CONFIG_HOME"] = str(tmp_path)  # pseudonyms
     lines = re.findall(r"```bash\n(.*)\n```", (ROOT / "docs" / tutorial).read_text())
