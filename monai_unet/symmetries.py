@@ -50,7 +50,7 @@ def symmetry_mean(x: Tensor, function: Callable[[Tensor], Tensor], symmetries: s
     flips = [tuple(compress(mirrored, flags)) for flags in product((False, True), repeat=len(mirrored))]
     total = torch.zeros(())
     for order, flip in product(orders, flips):
-        y = function(x.permute(0, 1, *order).flip(flip)).flip(flip)
+        y = _mirrored(function(_mirrored(x.permute(0, 1, *order), flip)), flip)
         y = y.permute(0, 1, *(order.index(axis) + 2 for axis in axes))
         total = total + y.to(torch.promote_types(y.dtype, torch.float32))
     return total / (len(orders) * len(flips))
@@ -100,3 +100,7 @@ def symmetry_variance(
     with torch.no_grad():
         mean, mean_square = symmetry_mean(plain, moments, symmetries).chunk(2, dim=1)
     return (mean_square - mean.square()).clamp_min(0).sum(1).float()
+
+
+def _mirrored(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return x.flip(axes) if axes else x  # ONNX has no mirroring along no axis

@@ -1,6 +1,7 @@
 """`python -m monai_unet.bundles`: a `new` bundle for a data set, `options` of one, `copy` of one in the package.
 
-`release` makes weights to publish of a training; `doubt` sets the threshold of the flag "look at it".
+`release` makes weights to publish of a training; `doubt` sets the threshold of the flag "look at it"; `export` writes a
+network for other programs.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     doubtful.add_argument("--share", type=float, default=0.15, help="of its images to flag (default: %(default)s)")
     doubtful.add_argument("--ckpt_path", help="model.pt to write to (default: the bundle's)")
     doubtful.add_argument("--averaging", help="none, mirror or all (default: as the bundle predicts)")
+    exported = commands.add_parser("export", help="write a bundle's network for other programs")
+    exported.add_argument("bundle", help="its folder, or the name of one that comes with the package")
+    exported.add_argument("--format", required=True, choices=("bioimageio", "onnx", "torchscript"))
+    exported.add_argument("--output", help="a new folder (default: <bundle>_<format> in the working folder)")
     chosen = parser.parse_args(arguments)
     try:
         return COMMANDS[chosen.command](chosen)
-    except InputError as error:
+    except (InputError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -94,6 +99,13 @@ def _doubt(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _export(chosen: argparse.Namespace) -> int:
+    from monai_unet.bundles.export import export
+
+    print(export(chosen.bundle, chosen.format, chosen.output))
+    return 0
+
+
 def _options(chosen: argparse.Namespace) -> int:
     bundle = chosen.bundle if chosen.bundle.is_dir() else shipped_bundle(str(chosen.bundle))
     found = options(bundle / "configs" / f"{chosen.config.removesuffix('.yaml')}.yaml")
@@ -108,7 +120,14 @@ def _options(chosen: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"new": _new, "options": _options, "copy": _copy, "release": _release, "doubt": _doubt}
+COMMANDS = {
+    "new": _new,
+    "options": _options,
+    "copy": _copy,
+    "release": _release,
+    "doubt": _doubt,
+    "export": _export,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
