@@ -63,7 +63,7 @@ lint: setup
 # site/index.html; a dead link within the site, or a docstring that does not parse, ends it; links elsewhere are not checked
 docs: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/docs . site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -c docs -d build/docs . site
 	@echo "site/index.html"
 
 # each prints its table, writes benchmarks/results/*.json; the last one writes docs/benchmarks.md from them

@@ -16,6 +16,8 @@ html_title = f"{project} {release}"
 html_theme = "furo"
 html_show_copyright = False
 html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["long_lines.css"]
 html_extra_path = ["front"]  # index.html, which leads to the first page
 
 # the source folder is the repository's: links between README, pages and bundles are those of a code host
@@ -23,6 +25,7 @@ root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "docs/api/*.rst", "bundles/*/docs/README.md"]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser"]
+highlight_language = "none"  # a block without a language is not Python
 myst_heading_anchors = 3
 default_role = "py:obj"  # `Name` in a docstring leads to that name
 autodoc_member_order = "groupwise"
