@@ -28,10 +28,10 @@ SIZES = {
     2: [(1, 1), (5, 31), (64, 64), (203, 190), (257, 301)],
     3: [(1, 1, 1), (5, 9, 14), (36, 52, 36), (45, 46, 47), (64, 40, 51)],
 }
-#: multiples of the network's step: those of which bioimageio.core puts tiles at offsets that are, too
+#: multiples of the network's step, so that the tiles of bioimageio.core lie at multiples of it, too; the last is tiled
 TILED = {
-    2: [(48, 64), (80, 208), (208, 208), (256, 240), (224, 304)],
-    3: [(8, 4, 12), (36, 52, 36), (44, 44, 44), (48, 44, 60), (64, 40, 52)],
+    2: [(48, 64), (80, 208), (208, 208), (256, 240), (400, 416)],
+    3: [(8, 4, 12), (36, 52, 36), (44, 44, 44), (48, 44, 60), (80, 84, 88)],
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -205,20 +205,17 @@ def test_bioimageio_core_accepts_the_package_and_gives_the_masks_tile_by_tile(na
     summary = core.test_model(folder / "rdf.yaml")
     assert summary.status == "passed", summary.format()
     model = core.load_model_description(folder / "rdf.yaml")
-    (taken,) = model.inputs
-    space = taken.axes[2:]
+    (taken,), (given,) = model.inputs, model.outputs
+    space, halos = taken.axes[2:], [axis.halo for axis in given.axes[2:]]
     dims = [str(axis.id) for axis in taken.axes]
     test = np.load(folder / "test_input.npy")
     for image in [test[0], *images(test.shape[1], TILED[len(space)])]:
         normal, expected = reference(BUNDLES / name, image)
         sample = core.Sample(members={"image": core.Tensor(normal[None], dims=dims)}, stat={}, id=None)
-        large = all(n > axis.size.min for n, axis in zip(normal.shape[1:], space, strict=True))
+        sizes = list(zip(normal.shape[1:], space, halos, strict=True))
         with core.create_prediction_pipeline(model) as pipeline:
-            if large:
-                block = {
-                    axis.id: n - axis.size.step - (n - axis.size.min) % axis.size.step
-                    for n, axis in zip(normal.shape[1:], space, strict=True)
-                }
+            if all(n >= 4 * halo for n, _, halo in sizes):  # two tiles along each axis
+                block = {axis.id: -(-n // (2 * axis.size.step)) * axis.size.step + 2 * halo for n, axis, halo in sizes}
                 result = pipeline.predict_sample_with_fixed_blocking(
                     sample, {"image": {"batch": 1, "channel": len(normal), **block}}, skip_preprocessing=True
                 )
