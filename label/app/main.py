@@ -150,6 +150,8 @@ class Train(BundleTrainTask):  # type: ignore[misc]
         own: dict[str, Any] = {"features": list(network.features), "in_channels": network.in_channels}
         own |= {"kernel_size": [*map(list, network.kernel_size)], "strides": [*map(list, network.strides)]}
         own["norm"] = network.norm or "$None"  # MONAI drops an override that is None
+        if network.norm and self.request.get("pretrained", True):
+            own["fix_norm_after"] = 0  # an epoch must not replace the statistics that the weights have learnt with
         overrides.update({name: value for name, value in own.items() if name in self.recipe})
         overrides.update({name: self.request[name] for name in OPTIONS if name in self.request})
         return overrides

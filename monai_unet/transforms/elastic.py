@@ -301,7 +301,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
 
 
 def _waits(device: torch.device) -> bool:
-    """Whether to ask a tensor of this device for a value makes the CPU wait for all that the device still has to do."""
+    """Whether reading a value from this device makes the CPU wait until the device has done all its queued work."""
     return device.type != "cpu"
 
 

@@ -180,6 +180,10 @@ def test_a_tilted_or_uneven_series_comes_back_onto_its_slices(
     }
     predict(tmp_path / "in", tmp_path / "refused", status=1, **override)
     assert "--resample_tilt true" in (tmp_path / "refused" / "failures.json").read_text()
+    both = {"resample_tilt": "true", "report": "true"}
+    assert predict(tmp_path / "in", tmp_path / "report", status=1, **both, **override) == ["failures.json"]
+    (failure,) = json.loads((tmp_path / "report" / "failures.json").read_text())
+    assert "so a report cannot count volumes in its SEG" in failure["problem"]
     (name,) = predict(tmp_path / "in", tmp_path / "out", resample_tilt="true", **override)
     dataset = pydicom.dcmread(tmp_path / "out" / name)
     assert complaints(tmp_path / "out" / name) == ""

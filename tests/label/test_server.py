@@ -349,6 +349,9 @@ def test_an_epoch_replaces_the_weights_writes_a_run_and_is_used(served):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["features"] == "[4, 8]"
+    statistics = [name for name in before if "running" in name]
+    assert run.data.params["fix_norm_after"] == ("0" if statistics else "None")
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
     assert len(client.get_metric_history(run.info.run_id, "Loss")) == 2
 
 

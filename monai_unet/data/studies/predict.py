@@ -73,7 +73,8 @@ class StudyWriter:
         """The files of a study's results."""
         if suffix := volume_suffix(study.files[0]):
             return [self.output_dir / f"{study.name}_seg{ONE_FILE.get(suffix, suffix)}"]
-        kinds = ["seg", *["rtstruct"] * self.rtstruct, *["report"] * self.report]
+        wanted = {"seg": True, "rtstruct": self.rtstruct, "report": self.report}
+        kinds = [kind for kind, written in wanted.items() if written]
         return [self.output_dir / f"{study.name}_{kind}.dcm" for kind in kinds]
 
     def __call__(self, study: Study, pred: Any, paths: Sequence[Path]) -> dict[str, float]:
@@ -84,6 +85,7 @@ class StudyWriter:
 
         Raises:
             ValueError: they are on another grid.
+            InputError: a report of a resampled series.
         """
         mask = np.asarray(pred.numpy(force=True)[0]).astype(np.uint8)
         source = pred.meta.get("original_affine")
@@ -93,6 +95,9 @@ class StudyWriter:
         series = self.reader.last
         if series is not None and self.deidentify:
             series = series.deidentified()
+        if series is not None and series.offsets is not None and any(path.stem.endswith("_report") for path in paths):
+            problem = "its slices are tilted or unevenly spaced, so a report cannot count volumes in its SEG"
+            raise InputError(study.place, problem, "Leave --report out: summary.csv has the volumes")
         for path in paths:
             if series is None:
                 write_volume(path, mask, study.files[0])
