@@ -236,7 +236,9 @@ def _size(
     return {
         "features": Setting(list(network.features), why),
         "norm": Setting("batch", "the 3-D paper's, for a short training: not in that of 2015"),
-        "fix_norm_after": Setting("$(2 * @max_epochs + 2) // 3", "then batch norm has the statistics of prediction"),
+        "fix_norm_after": Setting(
+            "$(2 * @train#trainer#max_epochs + 2) // 3", "then batch norm has the statistics of prediction"
+        ),
         "dropout": Setting(0.2 if dims == 2 else 0, "a narrower network overfits less than the paper's"),
         "tile_size": Setting(
             tile if dims == 3 else tile[0], f"output per axis; the input tile is {' × '.join(map(str, shape))}"
