@@ -163,8 +163,8 @@ def draw_cover(image: Tensor, probability: Tensor, path: Path) -> None:
     """Draw an image beside the probability of its foreground: a PNG twice as wide as high.
 
     Args:
-        image: (C, *spatial), raw; of a volume the middle slice is drawn.
-        probability: (K, *spatial), class 0 is the background.
+        image: ``(C, *spatial)``, raw; of a volume the middle slice is drawn.
+        probability: ``(K, *spatial)``, class 0 is the background.
         path: of the PNG.
 
     >>> import tempfile

@@ -76,7 +76,8 @@ class Tile(nn.Module):
     """Logits of a normalised tile with its margin; in place of the margin 0, to be cropped: bioimage.io's "halo".
 
     Shapes:
-        input ``(B, C, *spatial)`` of the sizes of `Sizes`, float32; output ``(B, K, *spatial)``, of the same sizes.
+        input: ``(B, C, *spatial)`` of the sizes of `Sizes`, float32.
+        output: ``(B, K, *spatial)``, of the same sizes.
 
     >>> tile = Tile(ValidUNet(2, 1, 2, features=(4, 8)).eval(), "none")
     >>> logits = tile(torch.rand(1, 1, 44, 46))
@@ -110,7 +111,8 @@ class WholeImage(Tile):
     """Probabilities of a raw image, in one pass: normalised, mirrored at its borders, as the bundle does.
 
     Shapes:
-        input ``(B, C, *spatial)`` of any size, float32; output ``(B, K, *spatial)``, probabilities, of the same size.
+        input: ``(B, C, *spatial)`` of any size, float32.
+        output: ``(B, K, *spatial)``, probabilities, of the same size.
 
     >>> whole = WholeImage(ValidUNet(2, 1, 2, features=(4, 8)).eval(), "none", None)
     >>> whole(torch.rand(1, 1, 5, 31)).sum(1).mean().round(decimals=4)
