@@ -136,6 +136,10 @@ def table(held: dict[str, Any]) -> str:
         if isinstance(piece.get("rows"), list):
             lines = [(row["name"], f"{row['median_s']:.4f}", f"{row['over_monai_half']:.2f}") for row in piece["rows"]]
             parts.append(f"{name}:\n\n{markdown(['', 's', 'times MONAI at an overlap of 0.5'], lines)}")
+        elif "images_per_s" in piece:
+            size = "×".join(map(str, piece["size"]))
+            text = f"{name} of {size}, width {piece['width']}, from CPU to CPU: {1 / piece['images_per_s']:.2f} s"
+            parts.append(f"{text}, device busy {piece['busy']:.0%}.")
         elif "median_s" in piece:
             parts.append(f"{name}, seconds: {json.dumps(piece['median_s'])}.")
         elif "megapixels_per_s" in piece:

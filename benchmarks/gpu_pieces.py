@@ -43,6 +43,7 @@ class Scale:
     matrix: int = 8192
     images: tuple[int, ...] = (512, 4096)
     deformed: tuple[tuple[int, ...], ...] = ((572, 572), (132, 132, 132))
+    volume: tuple[int, int, int] = (256, 256, 256)
     objects: int = 200
     large: int = 8192
     rounds: int = 3
@@ -53,7 +54,7 @@ class Scale:
 
 
 FULL = Scale()
-TINY = Scale((2,), (2,), 20, 1, 0.0, 64, (200,), ((40, 40), (20, 20, 20)), 5, 300, 1)
+TINY = Scale((2,), (2,), 20, 1, 0.0, 64, (200,), ((40, 40), (20, 20, 20)), (20, 20, 20), 5, 300, 1)
 
 
 def wait(device: torch.device) -> None:
@@ -214,6 +215,22 @@ def images(device: torch.device, scale: Scale, size: int) -> Numbers:
     return {**facts, "rows": rows}
 
 
+def volume(device: torch.device, scale: Scale) -> Numbers:
+    """A volume from the CPU through a 3-D network on the device, in tiles of the paper's size, back to the CPU."""
+    amp, width = fast_bfloat16(device), scale.widths[-1]
+    network = ValidUNet(3, 1, 2, channels(width)[:3], norm="batch").eval()
+    network = network.to(device, memory_format=torch.channels_last_3d)
+    image, out = torch.randn(1, 1, *scale.volume), torch.empty(1, 2, *scale.volume)
+    inferer = OverlapTileInferer(44, sw_batch_size=max(scale.batches), sw_device=device, amp=amp)
+
+    def work() -> None:
+        inferer(image, network, out=out)
+
+    with torch.inference_mode():
+        rate = _rate(work, 1, _operations(work, 1), device, scale)
+    return {"width": width, "batch": max(scale.batches), "size": scale.volume, **rate}
+
+
 def deformation(device: torch.device, scale: Scale) -> Numbers:
     """Elastic deformation of image, label and weights, on the device and on the CPU."""
     rows = {}
@@ -261,6 +278,7 @@ def pieces(device: torch.device, scale: Scale) -> dict[str, Callable[[], Numbers
         made[f"forward pass, width {width}"] = functools.partial(forward, device, scale, width)
     for size in scale.images:
         made[f"image of {size}²"] = functools.partial(images, device, scale, size)
+    made["volume"] = functools.partial(volume, device, scale)
     made["elastic deformation"] = functools.partial(deformation, device, scale)
     for width, batch in both:
         made[f"MONAI's networks, width {width}, batch {batch}"] = functools.partial(peers, device, scale, width, batch)

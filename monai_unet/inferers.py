@@ -22,6 +22,7 @@ from monai_unet.memory import available_bytes, measured_bytes, out_of_memory
 from monai_unet.options import parse_bool, parse_choice
 from monai_unet.symmetries import symmetry_mean
 from monai_unet.tile_plan import TilePlan, choose_tile, pass_bytes
+from monai_unet.transfers import fetch, send
 
 __all__ = ["OverlapTileInferer", "TileInferer"]
 
@@ -255,7 +256,7 @@ class OverlapTileInferer(Inferer):
         piece = largest - largest // 2 // multiple * multiple  # offset by a multiple, and as valid a size as the tile
         if self._limit is None or largest <= self._limit:
             try:
-                return self._averaged(windows.to(device), network, *args, **kwargs)
+                return self._averaged(send(windows, device), network, *args, **kwargs)
             except Exception as error:
                 if not out_of_memory(error) or piece == largest:
                     raise
@@ -297,6 +298,7 @@ class OverlapTileInferer(Inferer):
     def _tiles(self, x: Tensor, network: Callable[..., Tensor], args: Any, kwargs: Any, out: Tensor | None) -> Tensor:
         plan = self.plan(x.shape, network, out)
         origins = list(product(range(len(x)), plan.origins()))
+        computing: Callable[[], None] = lambda: None  # noqa: E731
         for first in tqdm(range(0, len(origins), self.sw_batch_size), disable=not self.progress, desc="tiles"):
             group = origins[first : first + self.sw_batch_size]
             windows = torch.cat([self.window(partial(_boxed, x[b : b + 1]), origin, plan) for b, origin in group])
@@ -310,10 +312,10 @@ class OverlapTileInferer(Inferer):
                 dtype = torch.promote_types(prediction.dtype, torch.float32)
                 shape = (len(x), prediction.shape[1], *plan.size)
                 out = torch.empty(shape, dtype=dtype, device=self.device or x.device)
-            for (b, origin), piece in zip(group, prediction, strict=True):
-                box = [slice(start, start + t) for start, t in zip(origin, plan.tile, strict=True)]
-                target = out[b][(slice(None), *box)]  # ends with the image
-                target.copy_(piece[tuple(slice(n) for n in target.shape)])
+            arrived = fetch(prediction, out.device)
+            computing()  # now that a GPU has its next work
+            computing = partial(_stitch, out, group, arrived, plan)
+        computing()
         assert out is not None  # plan refuses empty inputs
         return out
 
@@ -413,6 +415,14 @@ class OverlapTileInferer(Inferer):
             margins = self._attribute("margin", _unwrapped(network), x.ndim - 2)
             return _boxed(y, [slice(margin, n - margin) for margin, n in zip(margins, y.shape[2:], strict=True)])
         return y
+
+
+def _stitch(out: Tensor, group: list[Any], arrived: Callable[[], Tensor], plan: TilePlan) -> None:
+    """Write the tiles of a group (image, origin) to their places, once they have arrived."""
+    for (b, origin), piece in zip(group, arrived(), strict=True):
+        box = [slice(start, start + t) for start, t in zip(origin, plan.tile, strict=True)]
+        target = out[b][(slice(None), *box)]  # ends with the image
+        target.copy_(piece[tuple(slice(n) for n in target.shape)])
 
 
 def _boxed(x: Tensor, box: Sequence[slice]) -> Tensor:

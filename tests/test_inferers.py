@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.networks.nets import UNet
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from monai_unet import inferers
 from monai_unet.errors import InputError
 from monai_unet.inferers import OverlapTileInferer, TileInferer
 from monai_unet.networks import ValidUNet
@@ -343,3 +344,36 @@ def test_uncertainty_needs_something_to_differ() -> None:
         InputError, match=re.escape('with averaging "none" there is nothing that could differ. Use --ave')
     ):
         OverlapTileInferer(uncertainty=True)
+
+
+def test_a_group_of_tiles_is_stitched_while_the_next_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a pass returns before it is done: to wait for one before the next has begun would leave the GPU idle."""
+    log: list[str] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        log.append("compute")
+        return NET2(x)
+
+    def fetch(tensor: torch.Tensor, device: torch.device):
+        log.append("fetch")
+        return lambda: log.append("wait") or tensor
+
+    monkeypatch.setattr(inferers, "fetch", fetch)
+    x = torch.rand(1, 2, 40, 100)
+    y = OverlapTileInferer((52, 36), margin=NET2.margin, multiple=NET2.multiple, sw_batch_size=2)(x, network)
+    torch.testing.assert_close(y, whole(x, NET2), atol=1e-5, rtol=1e-5)
+    assert log == ["compute", "fetch", "compute", "fetch", "wait", "wait"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tiles_on_a_gpu_are_fetched_as_they_were_computed() -> None:
+    x, network = torch.rand(1, 2, 150, 133), NET2.to("cuda")
+    try:
+        y = OverlapTileInferer(36, sw_batch_size=3, sw_device="cuda")(x, network)
+        kept = OverlapTileInferer(36, sw_batch_size=3)(x.cuda(), network)
+    finally:
+        NET2.to("cpu")
+    assert y.device.type == "cpu"
+    assert kept.is_cuda
+    torch.testing.assert_close(y, kept.cpu(), atol=0, rtol=0)
+    torch.testing.assert_close(y, whole(x, NET2), atol=1e-3, rtol=1e-3)

@@ -22,7 +22,7 @@ __all__ = ["check_options"]
 
 #: whole numbers, and the least that each may be; other numbers are at least 0
 COUNTS = {"max_epochs": 1, "steps_per_epoch": 1, "val_interval": 1, "batch_size": 1, "checkpoint_interval": 1}
-COUNTS |= {"in_channels": 1, "num_workers": 0, "validation_items": 0, "seed": 0, "level": 0}
+COUNTS |= {"in_channels": 1, "num_workers": 0, "validation_items": 0, "seed": 0, "level": 0, "sw_batch_size": 1}
 #: in Hounsfield units, which may be below 0
 SIGNED = ("window", "mean")
 #: one number, or one for each axis; other options take a list only where the config has one

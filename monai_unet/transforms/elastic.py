@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_unet.options import parse_bool, parse_choice
+from monai_unet.transfers import send
 
 __all__ = ["RandElasticDeformation", "RandElasticDeformationd"]
 
@@ -306,11 +307,8 @@ def _waits(device: torch.device) -> bool:
 
 
 def _sent(values: np.ndarray, device: torch.device | None) -> Tensor:
-    """Values as float32 on a device, without waiting for it."""
-    tensor = torch.as_tensor(values, dtype=torch.float32)
-    if device is not None and device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device=device, non_blocking=True)
+    """Values as float32 on a device."""
+    return send(torch.as_tensor(values, dtype=torch.float32), device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -31,6 +31,7 @@ from monai_unet.memory import keep_freed_memory
 from monai_unet.networks import ValidUNet
 from monai_unet.options import require
 from monai_unet.tile_plan import TilePlan
+from monai_unet.transfers import fetch, send
 from monai_unet.transforms.intensity import Intensities
 from monai_unet.transforms.rescale import TOLERANCE
 
@@ -172,21 +173,22 @@ def _predict(
     def read(tile: _Tile) -> torch.Tensor:
         return inferer.window(read_box, tile[1], plan)
 
-    def write(tile: _Tile, probability: np.ndarray, classes: np.ndarray) -> None:
+    def write(tile: _Tile, probability: Callable[[], torch.Tensor], classes: Callable[[], torch.Tensor]) -> None:
         index, origin = tile
         box = plan.exclusive_box(origin)
-        group["0"][(slice(None), *box)] = probability
-        group["labels/classes/0"][box] = classes
+        group["0"][(slice(None), *box)] = probability().numpy()
+        group["labels/classes/0"][box] = classes().numpy()
         done[index] = 1
 
     steps = _overlapped(left, read, write)
     with torch.inference_mode():
         bar = tqdm(steps, total=len(left), desc="tiles", disable=None if inferer.progress else True)
         for tile, window, submit in bar:
-            logits = inferer.logits(window.to(device), network)[0]
+            logits = inferer.logits(send(window, device), network)[0]
             logits = logits[(slice(None), *(slice(s.stop - s.start) for s in plan.exclusive_box(tile[1])))].float()
             probability = logits.softmax(0)[1:].mul(255).round().to(torch.uint8)
-            submit(tile, probability.numpy(force=True), logits.argmax(0).to(torch.uint8).numpy(force=True))
+            classes = logits.argmax(0).to(torch.uint8)
+            submit(tile, fetch(probability, "cpu"), fetch(classes, "cpu"))
 
 
 def _overlapped(
