@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -21,7 +20,6 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from browser import Browser
 from test_label_contract import HIPPOCAMPUS, on_the_command_line
 from test_server import Served, copy_of, free_port, pytestmark, start, stop
 
@@ -247,34 +245,3 @@ def test_no_other_machine_reads_the_archive(archive):
     except requests.ConnectionError:
         return  # a newer one, which minds HttpBindAddresses
     assert answer.status_code in (401, 403)
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="apt-get install chromium")
-def test_ohif_shows_the_series_and_the_segmentation(served, archive, uids, tmp_path):
-    """The viewer that MONAI Label ships, in a browser without a screen. MONAI_UNET_PICTURES: where the picture goes."""
-    from PIL import Image
-
-    if not archive.segmentations():
-        save(served, uids[0], served.infer(uids[0]).content)
-    seg = next(seg for seg in archive.segmentations() if all(voxels(seg).values()))
-    picture = Path(os.environ.get("MONAI_UNET_PICTURES", tmp_path)) / "ohif.png"
-
-    def text(words: str, tag: str = "*") -> str:
-        has = f"e => e.children.length == 0 && e.textContent.trim() == {words!r}"
-        return f"[...document.querySelectorAll({tag!r})].find({has})"
-
-    with Browser(tmp_path / "profile") as browser:
-        browser.open(f"{served.url}/ohif/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}")
-        browser.click(text("Confirm and Hide"))
-        browser.wait_for("!!document.querySelector('canvas')")
-        browser.click(text("SEG"), times=2)
-        browser.click(text("Yes"))
-        browser.wait_for(f"!({text('Yes')})")
-        time.sleep(10)  # nothing on the page tells that it has been drawn
-        browser.picture(picture)
-    shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-    middle = shown[200:800, 300:1000]
-    gray = (np.ptp(middle, axis=-1) < 8) & (middle.max(-1) > 60)
-    orange = (middle[..., 0] - middle[..., 2] > 60) & (middle[..., 1] < middle[..., 0])  # the anterior part's colour
-    assert gray.mean() > 0.02, "the series"
-    assert orange.sum() > 100, "its segmentation"
