@@ -27,7 +27,7 @@ class Pictures:
     The panels: the image; the label; the weight map; the probability of the last class (of the item ``probability``, or
     else ``pred``); and the image with the outlines of label (yellow) and prediction (red), each instance with its own;
     its title has the item's ``doubt``. Panels that an item has no data for are left out. Of a stack, the middle page is
-    shown.
+    shown. Of two channels the first is magenta, the second green; of more, the first three are red, green and blue.
 
     If ``tracking`` follows a training, one picture is drawn per validation, of its first item, and named by the epoch.
     Otherwise each item has a picture, named after the image's file; in the MLflow run it has the item's number instead,
@@ -87,8 +87,7 @@ class Pictures:
     def _draw(self, item: dict[str, Any], path: Path) -> None:
         if item["pred"].ndim < item["image"].ndim:  # MONAI Label wants the mask without channel
             item["pred"] = item["pred"][None]
-        image = _page(item["image"], slice(None))
-        image = _shown((image - image.min()) / max(float(np.ptp(image)), 1e-6))
+        image = _shown(_coloured(_page(item["image"], slice(None))))
         probability, pred = _page(item.get("probability", item["pred"]), -1), _page(item["pred"], -1)
         label = None if item.get("label") is None else _page(item["label"], 0)
         panels = {"image": image}
@@ -145,11 +144,19 @@ def edges(mask: np.ndarray) -> np.ndarray:
 
 
 def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
-    """(C, H, W) or (C, Z, H, W), or (H, W) already → (H, W), or (H, W, 3) for all channels of an RGB image."""
+    """(C, H, W) or (C, Z, H, W), or (H, W) already → (H, W), or (H, W, C) for several channels."""
     array: np.ndarray = tensor.float().numpy(force=True)
     if array.ndim == 2:
         return array
     if array.ndim == 4:
         array = array[:, array.shape[1] // 2]
     array = array[channel]
-    return array if array.ndim == 2 else np.moveaxis(array, 0, -1) if len(array) == 3 else array[0]
+    return array if array.ndim == 2 else array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) of any values → (H, W) or (H, W, 3), from 0 to 1."""
+    several = image.ndim == 3 and image.shape[-1] != 3  # three are taken for red, green and blue, and share a scale
+    low, high = (bound(image, axis=(0, 1) if several else None) for bound in (np.min, np.max))
+    image = (image - low) / np.maximum(high - low, 1e-6)
+    return image[..., [0, 1, 0]] if several and image.shape[-1] == 2 else image[..., :3] if several else image

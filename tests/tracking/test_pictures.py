@@ -110,3 +110,19 @@ def test_no_pictures_when_they_are_turned_off(tmp_path):
     assert not (tmp_path / "pictures").exists()
     with pytest.raises(ValueError, match="pictures is 'no'; it must be true or false"):
         Pictures(tmp_path, enabled="no")
+
+
+@pytest.mark.parametrize(("channels", "colours"), [(1, "gray"), (2, "magenta green"), (4, "red green blue")])
+def test_each_channel_has_a_colour_of_its_own_and_a_scale_of_its_own(tmp_path, channels, colours):
+    """A dim channel beside a bright one is seen; a single channel is gray."""
+    named = {"gray": (255, 255, 255), "magenta": (255, 0, 255), "green": (0, 255, 0)}
+    named |= {"red": (255, 0, 0), "blue": (0, 0, 255)}
+    image = torch.zeros(channels, 8, 8)
+    for number in range(channels):
+        image[number, 2 * number : 2 * number + 2] = 1000.0 ** (1 - number)
+    item = {"image": image, "pred": torch.zeros(1, 8, 8)}
+    Pictures(tmp_path)._draw(item, tmp_path / "x.png")
+    panel = np.asarray(Image.open(tmp_path / "x.png"))[pictures.TITLE + 2 :, 2:][: pictures.SIZE]
+    for number, colour in enumerate(colours.split()):
+        assert tuple(panel[100 * number + 50, 50]) == named[colour]
+    assert tuple(panel[-1, 50]) == (0, 0, 0)
