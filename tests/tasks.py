@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-__all__ = ["histology", "nuclei", "three_classes", "two_channels"]
+__all__ = ["histology", "nuclei", "three_classes", "two_channels", "two_kinds"]
 
 #: pixels, height and width of 2-D images
 SIZE = 128
@@ -93,6 +93,30 @@ def three_classes(folder: Path, count: int = 8) -> Path:
             Image.fromarray(array).save(folder / name / f"slice{number}.png")
     names = {"background": 0, "lipid droplet": 1, "mitochondrion": 2, "granule": 3}
     (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return folder
+
+
+def two_kinds(folder: Path, count: int = 8) -> Path:
+    """Bright round cells and dim long ones, many in touch, in PNG; a folder of labels for each class of objects."""
+    for number in range(count):
+        random = np.random.default_rng(number)
+        ids, depth = _discs(random, 7.1, 8)
+        grid, long = np.indices((SIZE, SIZE)), np.zeros_like(ids)
+        while long.max() < 6:
+            centre, angle = random.uniform(16, SIZE - 17, 2), random.uniform(0, np.pi)
+            along, across = (
+                (grid[0] - centre[0]) * np.sin(angle + turn) + (grid[1] - centre[1]) * np.cos(angle + turn)
+                for turn in (0, np.pi / 2)
+            )
+            cell = (along / 13) ** 2 + (across / 4) ** 2 <= 1
+            near = ndimage.binary_dilation(long > 0, iterations=2)
+            if not (cell & (near | (ids > 0))).any():
+                long[cell] = long.max() + 1
+        image = 40 + 130 * (depth / 3).clip(0, 1) + 50 * (long > 0)
+        image = ndimage.gaussian_filter(image, 0.7) + random.normal(0, 5, ids.shape)
+        for name, array in (("images", image), ("labels_dim", long), ("labels_round", ids)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array.clip(0, 255).astype(np.uint8)).save(folder / name / f"field{number}.png")
     return folder
 
 

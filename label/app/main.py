@@ -111,11 +111,11 @@ class Infer(BundleInferTask):  # type: ignore[misc]
             return super().writer(data, extension, dtype)
         mask = np.asarray(data["pred"]).T  # back from (x, y), which MONAI Label's own writer takes
         ids = mask if self.instances else LabelInstances(grow=0)(mask[None])[0]
+        labels = [*self.labels] if self.instances else [*self.labels][:1]
         if data["output"] == "geojson":
-            return None, outlines(ids)
+            return None, outlines(ids, class_names=["background", *labels]) if len(labels) > 1 else outlines(ids)
         region = [*data.get("location", (0, 0)), *data.get("size", (0, 0))]
-        label = next(iter(self.labels))
-        data["result"] = {"annotation": annotation(ids, label, region if all(region[2:]) else None)}
+        data["result"] = {"annotation": annotation(ids, labels, region if all(region[2:]) else None)}
         return PolygonWriter()(data)
 
 
@@ -214,7 +214,7 @@ class App(stock.MyApp, MONAILabelApp):  # type: ignore[misc, name-defined]
         reader = MicroscopyReader(None)
         shape = reader.get_data(reader.read(store.get_image_uri(image_id)))[0].shape[-2:]
         writer = MicroscopyWriter(output_dtype=np.uint16)
-        writer.set_data_array(mask_of_xml(label, shape, task.instances), channel_dim=None)
+        writer.set_data_array(mask_of_xml(label, shape, task.instances, [*task.labels]), channel_dim=None)
         with tempfile.TemporaryDirectory() as folder:
             writer.write(mask := Path(folder) / f"{image_id}.tif")
             store.save_label(image_id, str(mask), DefaultLabelTag.FINAL, store.get_label_info(label_id, "final"))

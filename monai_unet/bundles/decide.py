@@ -248,7 +248,7 @@ def _size(
 
 def _network(fingerprint: Fingerprint, settings: Mapping[str, Setting], features: Sequence[int]) -> ValidUNet:
     kernels = {name: settings[name].value for name in ("kernel_size", "strides") if name in settings}
-    outputs = 2 if fingerprint.kind == "instances" else len(fingerprint.class_names)
+    outputs = len(fingerprint.class_names)
     return ValidUNet(fingerprint.spatial_dims, fingerprint.channels, outputs, features, norm="batch", **kernels)
 
 

@@ -307,6 +307,8 @@ def readme(exported: Exported, how: str) -> str:
             "\nObjects are the connected parts of the foreground. The bundle itself parts them at necks and gives back "
             f"the ridge between them:\n\n    monai_unet.transforms.LabelInstances({rules})(mask)\n"
         )
+        if network.out_channels > 2:
+            instances += "\nThe class of an object is that of the highest mean probability over its pixels.\n"
     averaging = {
         "none": "one pass",
         "mirror": "averaged over mirrorings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -116,12 +117,12 @@ class Fingerprint:
     intensity: list[Intensity]
     #: per channel, where the label is not background; None if it is everywhere
     foreground: list[Intensity] | None
-    #: of classes, in the order of `class_names`: 0, 1, 2 ..., or 0 and 255 of masks; of instances 0 and 1, or what the
-    #: masks hold whose connected components they are
+    #: of classes, in the order of `class_names`: 0, 1, 2 ..., or 0 and 255 of masks; of instances 0 and a number for
+    #: each class of objects, or what the masks hold whose connected components they are
     label_values: list[int]
     #: with the background
     class_names: list[str]
-    #: of the labelled pixels, per class; of instances background and objects
+    #: of the labelled pixels, per class
     shares: list[float]
     #: the share of all pixels that are not labelled
     unlabelled: float
@@ -146,7 +147,9 @@ class _Facts(NamedTuple):
     dtype: str
     size: tuple[int, ...]
     spacing: np.ndarray
-    labels: Labels
+    classes: int
+    # of each class of objects
+    labels: list[Labels]
     ignored: int
     extent: tuple[int, ...] | None
     objects: Measures | None
@@ -192,11 +195,15 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
         except InputError as error:
             problems.append(error)
             continue
+        if sample.classes > 1 and (label_components or kind == "classes"):
+            option = "--label_components" if label_components else "--kind classes"
+            problem = f"{sample.classes} files of labels, one per class of objects, do not go with {option}"
+            raise InputError(ensure_tuple(item["label"])[0], problem, "Leave it out, and give each object a number")
         if label_components:
             pieces = ndimage.label(sample.label)[0]
             masks.update(np.unique(sample.label).tolist())
             sample = sample._replace(label=pieces)
-        facts.append(_measure(item, sample, kind, name != "test", len(listed)))
+        facts.append(_measure(item, sample, "instances" if sample.classes > 1 else kind, name != "test", len(listed)))
     if not items.problems and len(listed) < 4:
         problem = f"{len(listed)} images with labels: too few to train on some, choose by others and test on the rest"
         problems.append(InputError(items.folder, problem, "Add images until there are at least four"))
@@ -204,12 +211,23 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
     if facts and (names := items.channel_names) and len(names) not in (counts := {fact.channels for fact in facts}):
         problem = f"it names {len(names)} channels, {', '.join(names)}, but the images have {max(counts)}"
         problems.append(InputError(items.folder / "dataset.json", problem, "Correct the names, or add the channels"))
-    labels = [fact.labels for fact in facts]
+    labels = [labels for fact in facts for labels in fact.labels]
+    classes = max((fact.classes for fact in facts), default=1)
     reason = "connected components of the labels" if label_components else "as chosen"
-    if kind is None and facts:
+    if items.class_names and classes > 1 and [*items.class_names] != list(range(classes + 1)):
+        stated = ", ".join(f"{number}: {name}" for number, name in items.class_names.items())
+        problem = f"its 'labels' are {stated}, but there are {classes} files of labels per image"
+        problems.append(
+            InputError(items.folder / "dataset.json", problem, "Name the background, 0, and each class of objects")
+        )
+    if kind is None and classes > 1:
+        kind, reason = "instances", f"{classes} files of labels per image, one per class of objects"
+    elif kind is None and facts:
         kind, reason = infer_kind(labels, items.class_names, "volumes" in facts[0].form)
     if kind == "instances":
-        problems += instance_problems(labels)
+        named = [items.class_names.get(c, f"object {c}") for c in range(1, classes + 1)]
+        for c, class_name in enumerate(named if classes > 1 else [None]):
+            problems += instance_problems([fact.labels[c] for fact in facts if fact.classes == classes], class_name)
     elif facts:
         problems += class_problems(items.folder, labels, items.class_names)
     raise_problems(items.folder, problems)
@@ -252,11 +270,13 @@ def _measure(item: Mapping[str, Any], sample: Sample, kind: str | None, training
         dtype=sample.dtype,
         size=label.shape,
         spacing=sample.spacing,
-        labels=Labels(
-            str(ensure_tuple(item["label"])[0]),
-            dict(zip(values.tolist(), counts.tolist(), strict=True)),
-            found.pieces if found else {},
-        ),
+        classes=sample.classes,
+        labels=[
+            Labels(
+                str(path), dict(zip(values.tolist(), counts.tolist(), strict=True)), found.pieces if found else {}
+            ).of_class(c, sample.classes)
+            for c, path in enumerate(ensure_tuple(item["label"]), 1)
+        ],
         ignored=label.size - counted.size,
         extent=tuple(part.stop - part.start for part in boxes[0]) if boxes else None,
         objects=found,
@@ -276,17 +296,19 @@ def _drawn(positions: np.ndarray, limit: int) -> np.ndarray:
 
 def _mixed(facts: Sequence[_Facts]) -> Iterator[InputError]:
     """The images that have another number of axes or channels than most."""
-    for name, cure in (
-        ("form", "Make a data set of each kind"),
-        ("channels", "Give all images the same channels, or make a data set of each kind"),
+    for name, unit, cure in (
+        ("form", "", "Make a data set of each kind"),
+        ("channels", " channels", "Give all images the same channels, or make a data set of each kind"),
+        ("classes", " files of labels", "Give each image one for each class of objects, all 0 where there is none"),
     ):
         counts = Counter(getattr(fact, name) for fact in facts)
-        colours = counts.keys() == {1, 3} and all(fact.colour for fact in facts if fact.channels == 3)
+        colours = (
+            name == "channels" and counts.keys() == {1, 3} and all(fact.colour for fact in facts if fact.channels == 3)
+        )
         if len(counts) > 1 and not colours:
             (most, times), *_ = counts.most_common(1)
             for fact in facts:
                 if (found := getattr(fact, name)) != most:
-                    unit = " channels" if name == "channels" else ""
                     yield InputError(fact.path, f"{found}{unit}, but {times} of {len(facts)} have {most}", cure)
 
 
@@ -355,14 +377,17 @@ def _objects(facts: Sequence[_Facts], spacing: np.ndarray) -> list[Measures]:
 
 def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> dict[str, Any]:
     training = [fact for fact in facts if fact.training]
-    counts = sum((Counter(fact.labels.counts) for fact in training), Counter())
     ignored = sum(fact.ignored for fact in training)
+    labelled = sum(math.prod(fact.size) - fact.ignored for fact in training)
     if kind == "instances":
-        values = [0, 1]
-        pixels = [counts[0], counts.total() - counts[0]]
-        texts = ["background", names.get(1, "object")]
+        values = list(range(facts[0].classes + 1))
+        pixels = [sum(fact.labels[c].objects for fact in training) for c in range(facts[0].classes)]
+        pixels = [labelled - sum(pixels), *pixels]
+        unnamed = ["object"] if len(values) == 2 else [f"object {number}" for number in values[1:]]
+        texts = ["background", *(names.get(number, name) for number, name in enumerate(unnamed, 1))]
     else:
-        values = class_values([fact.labels for fact in facts])
+        counts = sum((Counter(fact.labels[0].counts) for fact in training), Counter())
+        values = class_values([fact.labels[0] for fact in facts])
         pixels = [counts[value] for value in values]
         unnamed = [f"class {number}" for number in range(len(values))] if len(values) > 2 else ["", "foreground"]
         unnamed[0] = "background"
@@ -372,7 +397,7 @@ def _of_labels(facts: Sequence[_Facts], names: Mapping[int, str], kind: str) -> 
         "label_values": values,
         "class_names": texts,
         "shares": [number / max(sum(pixels), 1) for number in pixels],
-        "unlabelled": 1 - sum(pixels) / (counts.total() + ignored),
+        "unlabelled": 1 - sum(pixels) / (labelled + ignored),
         "extent": np.median(extents, axis=0).tolist() if extents else None,
         "objects": Objects.of(_objects(training, _spacings(facts)[1])) if kind == "instances" else None,
     }

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: longest first: ".nii.gz" ends in ".gz", and ".ome.tif" in ".tif"
 ENDINGS = sorted((*(f".ome{suffix}" for suffix in SUFFIXES), *SUFFIXES, *NIFTI, *NRRD, *META), key=len, reverse=True)
-#: folders of images, folders of their labels (the first that there is), the list
-PAIRS = (("images", ("labels", "masks"), "training"),)
+#: folders of images, folders of their labels (the first that there is, or one for each class of objects), the list
+PAIRS = (("images", ("labels", "masks", "labels_?*"), "training"),)
 NNUNET = (("imagesTr", ("labelsTr",), "training"), ("imagesTs", ("labelsTs",), "test"))
 
 
@@ -43,8 +43,8 @@ class Items:
     folder: Path
     #: "datalist", "folders", "nnunet" or "decathlon"
     layout: str
-    #: those of "training", "validation" and "test" that have items: {"image": path or paths, "label": path} and,
-    #: where parts are not labelled, "ignore": path
+    #: those of "training", "validation" and "test" that have items: {"image": path or paths, "label": path, or one for
+    #: each class of objects} and, where parts are not labelled, "ignore": path
     lists: dict[str, list[dict[str, Any]]]
     name: str = ""
     #: of all pixels, if dataset.json states it
@@ -64,9 +64,10 @@ def find_items(dataset_dir: str | os.PathLike[str]) -> Items:
 
     In this order: the nnU-Net layout (``imagesTr/x_0000.tif``, ``labelsTr/x.tif``; a test list if ``imagesTs`` and
     ``labelsTs`` exist), the lists of a dataset.json (MONAI's and the Decathlon's), and the folders ``images`` and
-    ``labels`` (or ``masks``), with ``ignore`` where there is one. An image has the name of its label, or several
-    files, one per channel, that add ``_0000``, ``_0001`` ... to it. Without lists, a dataset.json may still name
-    channels and classes. Items of a test list without labels are left out, and so are lists without items.
+    ``labels`` (or ``masks``, or for each class of objects ``labels_NAME``), with ``ignore`` where there is one. An
+    image has the name of its label, or several files, one per channel, that add ``_0000``, ``_0001`` ... to it. Without
+    lists, a dataset.json may still name channels and classes. Items of a test list without labels are left out, and so
+    are lists without items.
 
     Raises:
         InputError: the folder has none of these layouts, or no item to train on. Whatever is wrong with single files
@@ -99,6 +100,8 @@ def find_items(dataset_dir: str | os.PathLike[str]) -> Items:
         layout, lists = "decathlon", _paired(folder, NNUNET, problems)
     else:
         layout, lists = "folders", _paired(folder, PAIRS, problems)
+        if (names := _folders(folder, PAIRS[0][1])) and "_" in names[0]:
+            document["labels"] = ["background", *(name.removeprefix("labels_") for name in names)]
     problems += _repeated(lists)
     lists = {name: items for name, items in lists.items() if items}
     if "training" not in lists and not problems:
@@ -141,27 +144,37 @@ def _paired(
     """Pair images with labels by their names, and say which have no partner."""
     lists: dict[str, list[dict[str, Any]]] = {}
     for image_folder, label_folders, name in pairs:
-        there = [label_folder for label_folder in label_folders if (folder / label_folder).is_dir()]
+        there = _folders(folder, label_folders)
         if not (there and (folder / image_folder).is_dir()):
             continue
-        images, labels = _files(folder / image_folder, problems), _files(folder / there[0], problems)
+        images = _files(folder / image_folder, problems)
+        found = {label_folder: _files(folder / label_folder, problems) for label_folder in there}
         masks = _files(folder / "ignore", problems)
         channels: dict[str, dict[int, str]] = {}
         for stem in images:
             if part := re.fullmatch(r"(.+)_(\d{4})", stem):
                 channels.setdefault(part[1], {})[int(part[2])] = stem
         items = lists.setdefault(name, [])
-        for stem, label in labels.items():
+        for stem in dict.fromkeys(stem for labels in found.values() for stem in labels):
+            label = [str(labels[stem]) for labels in found.values() if stem in labels]
             parts = {0: stem} if stem in images else channels.get(stem, {})
             files = [str(images.pop(parts[number])) for number in sorted(parts)]
             if not files:
                 problem = f"labels without an image: {image_folder}/ has neither {stem} nor {stem}_0000"
-                problems.append(InputError(label, problem, "Add the image, or take the labels away"))
+                problems.append(InputError(label[0], problem, "Add the image, or take the labels away"))
             elif sorted(parts) != list(range(len(parts))):
                 problem = f"its channels are {', '.join(f'_{number:04d}' for number in sorted(parts))}"
                 problems.append(InputError(files[0], problem, "Number the channels from _0000 on, without gaps"))
+            elif len(label) < len(there):
+                absent = next(label_folder for label_folder, labels in found.items() if stem not in labels)
+                problem = f"labels of one class of objects without those of another: {absent}/ has no {stem}"
+                problems.append(
+                    InputError(label[0], problem, "Add the file, all of it 0 where there is no such object")
+                )
             else:
-                item: dict[str, Any] = {"image": files[0] if len(files) == 1 else files, "label": str(label)}
+                item: dict[str, Any] = {
+                    key: paths if len(paths) > 1 else paths[0] for key, paths in (("image", files), ("label", label))
+                }
                 items.append(item | ({"ignore": str(masks.pop(stem))} if stem in masks else {}))
         for stem, file in images.items() if name != "test" else ():
             case = re.sub(r"_\d{4}$", "", stem) if image_folder != "images" else stem
@@ -172,6 +185,12 @@ def _paired(
                 cure = "Give it the name of its image"
                 problems.append(InputError(mask, f"a mask without labels: {there[0]}/ has no {_stem(mask)}", cure))
     return lists
+
+
+def _folders(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    """The folders of the first pattern that there are."""
+    found = ([path.name for path in folder.glob(pattern) if path.is_dir()] for pattern in patterns)
+    return sorted(next(filter(None, found), []))
 
 
 def _checked(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from monai_unet.errors import InputError
+from monai_unet.object_classes import class_of
 
 __all__ = ["UNLABELLED", "Labels", "class_problems", "class_values", "infer_kind", "instance_problems"]
 
@@ -27,6 +28,24 @@ class Labels(NamedTuple):
     counts: dict[int, int]
     #: the separate pieces of each value but 0, or of some of many values
     pieces: dict[int, int]
+
+    @property
+    def objects(self) -> int:
+        """The pixels of all values but 0."""
+        return sum(self.counts.values()) - self.counts.get(0, 0)
+
+    def of_class(self, number: int, classes: int) -> Labels:
+        """Return what one of several files holds, of labels that `join_classes` has joined.
+
+        >>> Labels("dead.png", {0: 80, 1: 9, 2: 11}, {1: 1, 2: 3}).of_class(2, classes=2)
+        Labels(path='dead.png', counts={0: 89, 1: 11}, pieces={1: 3})
+        """
+        counts, pieces = (
+            {(value - 1) // classes + 1: n for value, n in found.items() if class_of(value, classes) == number}
+            for found in (self.counts, self.pieces)
+        )
+        rest = sum(self.counts.values()) - sum(counts.values())
+        return Labels(self.path, {**({0: rest} if rest else {}), **counts}, pieces)
 
 
 def class_values(files: Sequence[Labels]) -> list[int]:
@@ -78,8 +97,12 @@ def infer_kind(files: Sequence[Labels], names: Mapping[int, str], volumes: bool 
     return "instances", f"ids {values[0]}…{values[-1]} with one piece each"
 
 
-def instance_problems(files: Sequence[Labels]) -> Iterator[InputError]:
+def instance_problems(files: Sequence[Labels], class_name: str | None = None) -> Iterator[InputError]:
     """Find the masks among labels that are to be instances, and the background that is not 0.
+
+    Args:
+        files: all labels of a class of objects.
+        class_name: where there are several classes.
 
     >>> print(*instance_problems([Labels("a.png", {0: 80, 255: 20}, {255: 25})]))
     a.png: one value, 255, in 25 separate pieces: label them? Add --label_components, or give each object a number of \
@@ -92,12 +115,17 @@ its own, from 1 on.
             yield InputError(path, problem, f"Save the background as 0, where it is now {largest}")
         elif pieces and min(pieces.values()) > 1:  # an object in two pieces is possible, all of them are not
             values = "one value, " if len(pieces) == 1 else "the values "
-            problem = f"{values}{_text(sorted(pieces))}, in {sum(pieces.values())} separate pieces: label them?"
-            yield InputError(
-                path, problem, "Add --label_components, or give each object a number of its own, from 1 on"
-            )
+            problem = f"{values}{_text(sorted(pieces))}, in {sum(pieces.values())} separate pieces"
+            if class_name is None:
+                cure = "Add --label_components, or give each object a number of its own, from 1 on"
+                yield InputError(path, f"{problem}: label them?", cure)
+            else:
+                yield InputError(path, problem, "Give each object a number of its own, from 1 on")
     if files and not any(counts.keys() - {0} for _, counts, _ in files):
-        yield InputError("labels", f"no object in {len(files)} files: all pixels are 0", "Give each object a number")
+        place, cure = ("labels", "") if class_name is None else (f"class {class_name}", ", or take the class away")
+        yield InputError(
+            place, f"no object in {len(files)} files: all pixels are 0", f"Give each object a number{cure}"
+        )
 
 
 def class_problems(

@@ -33,7 +33,7 @@ def metadata(plan: Plan) -> dict[str, Any]:
     ['172+16*n', '172+16*n']
     """
     own = dict(plan.metadata)
-    objects = f"instances: 0 {plan.class_names[0]}, each {plan.thing} its own number"
+    objects = f"instances: 0 {plan.class_names[0]}, each {plan.thing} its own number{plan.ids}"
     classes = objects if plan.instances else ", ".join(f"{value} {name}" for value, name in enumerate(plan.class_names))
     document = {
         "schema": SCHEMA,

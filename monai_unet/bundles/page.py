@@ -14,6 +14,7 @@ from monai.utils.enums import MetaKeys
 from monai_unet.bundles.fingerprint import Fingerprint
 from monai_unet.bundles.plan import Plan
 from monai_unet.data import CheckedVolumeReader, MicroscopyReader
+from monai_unet.object_classes import join_classes
 from monai_unet.options import require
 from monai_unet.tracking.pictures import edges
 
@@ -62,8 +63,9 @@ def _read(plan: Plan, path: Any, label: bool) -> np.ndarray:
         array, meta = volumes.get_data(volumes.read(path))
         axes = np.argsort(nib.orientations.io_orientation(meta[MetaKeys.AFFINE])[:, 0])
         return array.transpose(0, *(1 + axes[::-1]))  # slices from below upwards
-    reader = MicroscopyReader(1 if label else None, label=label)
-    return reader.get_data(reader.read(path))[0]
+    reader = MicroscopyReader(1 if label and isinstance(path, str) else None, label=label)
+    array = reader.get_data(reader.read(path))[0]
+    return join_classes(array.astype(np.int64)) if label else array
 
 
 def _sample(image: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -145,6 +145,19 @@ class Plan:
         return self.kind == "instances"
 
     @property
+    def object_classes(self) -> int:
+        """How many classes the objects are of, 0 if they are not told apart."""
+        return len(self.class_names) - 1 if self.instances else 0
+
+    @property
+    def ids(self) -> str:
+        """How the ids say the class of an object, where there are several classes."""
+        if self.object_classes < 2:
+            return ""
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(self.class_names[1:], 1))
+        return f"; class c has the ids c, c + {self.object_classes} …: {names}"
+
+    @property
     def weight_map(self) -> bool:
         """Whether the loss is weighted by Eq. 2."""
         return self.instances or self.membranes

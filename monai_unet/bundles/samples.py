@@ -17,6 +17,7 @@ from monai_unet.data.microscopy.reader import SUFFIXES
 from monai_unet.data.microscopy.tiff import TIFF_MAGIC
 from monai_unet.data.volumes.checks import corner_distance, voxel_size
 from monai_unet.errors import InputError
+from monai_unet.object_classes import join_classes
 from monai_unet.options import require
 
 __all__ = ["Sample", "read_sample"]
@@ -25,14 +26,16 @@ __all__ = ["Sample", "read_sample"]
 class Sample(NamedTuple):
     """An item of a data set as its files have it, volumes with their axes in the order of the patient's.
 
-    >>> Sample(np.zeros((1, 4, 5)), np.zeros((4, 5)), np.zeros((4, 5), bool), "2-D", np.ones(2), "uint8", False).form
+    >>> Sample(np.zeros((1, 4, 5)), np.zeros((4, 5)), 1, np.zeros((4, 5), bool), "2-D", np.ones(2), "uint8", False).form
     '2-D'
     """
 
     #: (C, *spatial)
     image: np.ndarray
-    #: (*spatial), whole numbers
+    #: (*spatial), whole numbers; of objects of several classes, as `monai_unet.object_classes` has them
     label: np.ndarray
+    #: of objects: how many label files there are
+    classes: int
     #: (*spatial), bool
     ignore: np.ndarray
     #: "2-D", "3-D" or "3-D volumes"
@@ -49,7 +52,8 @@ def read_sample(item: Mapping[str, Any]) -> Sample:
     """Read and check one item.
 
     Args:
-        item: ``image`` (a path, or one per channel), ``label``, and ``ignore`` if parts are not labelled.
+        item: ``image`` (a path, or one per channel), ``label`` (a path, or one per class of objects), and ``ignore`` if
+            parts are not labelled.
 
     Raises:
         InputError: one of its files is bad, or they do not fit together.
@@ -65,11 +69,8 @@ def read_sample(item: Mapping[str, Any]) -> Sample:
     files = ensure_tuple(item["image"])
     microscopy = Path(files[0]).suffix.lower() in SUFFIXES
     image, spacing, affine = (_read_microscopy if microscopy else _read_volume)(files)
-    arrays = {}
-    for key in ("label", "ignore"):
-        if key not in item:
-            continue
-        path = ensure_tuple(item[key])[0]
+    arrays: dict[str, list[np.ndarray]] = {"label": [], "ignore": []}
+    for key, path in ((name, path) for name in arrays for path in ensure_tuple(item.get(name, ()))):
         if microscopy:
             array = MicroscopyReader(1, label=True).get_data((Path(path),))[0][0]
         else:
@@ -88,8 +89,9 @@ def read_sample(item: Mapping[str, Any]) -> Sample:
             problem = f"labels below 0: {least}"
             cure = f"Save borders and whatever is background as 0, and what is not labelled as {UNLABELLED}"
             raise InputError(path, problem, cure)
-        arrays[key] = whole
-    label, ignore = arrays["label"], arrays.get("ignore", np.zeros(())) > 0
+        arrays[key].append(whole)
+    label = join_classes(np.stack(arrays["label"]), ensure_tuple(item["label"]))[0]
+    ignore = (arrays["ignore"] or [np.zeros(())])[0] > 0
     if not microscopy:
         axes = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
         image, label, spacing = image.transpose(0, *(axes + 1)), label.transpose(axes), spacing[axes]
@@ -97,7 +99,8 @@ def read_sample(item: Mapping[str, Any]) -> Sample:
     form = f"{label.ndim}-D" + ("" if microscopy else " volumes")
     dtype, colour = _stored(Path(files[0])) if microscopy else ("", False)
     ignore = np.broadcast_to(ignore, label.shape)
-    return Sample(image, label, ignore, form, spacing, dtype or image.dtype.name, colour and len(image) == 3)
+    classes = len(arrays["label"])
+    return Sample(image, label, classes, ignore, form, spacing, dtype or image.dtype.name, colour and len(image) == 3)
 
 
 def _read_microscopy(files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

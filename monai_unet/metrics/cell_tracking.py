@@ -16,6 +16,7 @@ from monai.config import NdarrayOrTensor
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import convert_to_numpy
 
+from monai_unet.object_classes import class_of
 from monai_unet.options import parse_choice
 
 __all__ = [
@@ -226,35 +227,57 @@ def _frames(
 
 
 class _Pooled(CumulativeIterationMetric):
-    """A sum over the objects of each image and what it is divided by; the image's quotient, and that of all sums."""
+    """A sum over the objects of each image and what it is divided by; the image's quotient, and that of all sums.
+
+    Where objects are of several classes, there are sums for each; the quotient of all is the mean over the classes.
+    """
+
+    def __init__(self, classes: int = 1, only: int | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        self.scored = range(1, classes + 1) if only is None else (only,)
 
     def _sums(self, overlaps: _Overlaps) -> tuple[float, int]:
         raise NotImplementedError
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        sums = [self._sums(overlaps) for frame in _frames(y_pred, y) for overlaps in _per_frame(*frame)]
+        sums = [[self._sums(self._overlaps(c, *frame)) for c in self.scored] for frame in _frames(y_pred, y)]
         return torch.tensor(sums, dtype=torch.float64)
+
+    def _overlaps(
+        self, number: int, reference: torch.Tensor, prediction: torch.Tensor, ignore: torch.Tensor | None
+    ) -> _Overlaps:
+        """Those of the objects of one class."""
+        ids, found = _instances("reference", reference), _instances("prediction", prediction)
+        if self.classes > 1:
+            ids, found = (np.where(class_of(array, self.classes) == number, array, 0) for array in (ids, found))
+        return _overlaps(ids, found, None if ignore is None else convert_to_numpy(ignore))
 
     def get_buffer(self) -> torch.Tensor | None:
         sums = super().get_buffer()
-        return None if sums is None else sums[:, :1] / sums[:, 1:]
+        return None if sums is None else sums[..., 0] / sums[..., 1]
 
     def aggregate(self) -> torch.Tensor:
         sums = super().get_buffer()
         if sums is None:
             raise ValueError(f"{type(self).__name__} has seen no image: call it before aggregate().")
         total = sums.sum(dim=0)
-        return total[0] / total[1]
+        return (total[:, 0] / total[:, 1]).nanmean()
 
 
 class SegMeasure(_Pooled):
     """Compute `seg_measure` over batches, as a MONAI metric.
 
+    Args:
+        classes: of the objects; of several, ids say the class as `monai_unet.object_classes` has it, an object matches
+            only those of its class, and the result is the mean over the classes that have objects.
+        only: the number of the one class to score, from 1 on; None for all.
+
     Called with ``y_pred``, ``(B, 1, *spatial)`` predicted instance ids, and ``y``, ``(B, 1, *spatial)`` reference ids,
     or ``(B, 2, *spatial)`` with the mask to ignore as second channel; or with lists of such items without B, which may
     differ in size. ``aggregate()`` returns SEG over all objects of all images, float64; ``get_buffer()``, which
     `monai.handlers.IgniteMetricHandler` puts into ``engine.state.metric_details``, that of each image, float64 (N, 1),
-    NaN if it has no reference object.
+    or (N, classes), NaN if it has no reference object.
 
     Raises:
         ValueError: as `seg_measure`; channels are not as stated; ``aggregate()`` before any image.
@@ -270,10 +293,10 @@ class SegMeasure(_Pooled):
 
 
 class AveragePrecision(_Pooled):
-    """Compute `average_precision` over batches, as a MONAI metric that is called like `SegMeasure`.
+    """Compute `average_precision` over batches, as a MONAI metric with the arguments of `SegMeasure`, called like it.
 
     ``aggregate()`` returns it over all objects of all images, float64; ``get_buffer()`` that of each image, float64
-    (N, 1), NaN if neither reference nor prediction has an object.
+    (N, 1), or (N, classes), NaN if neither reference nor prediction has an object.
 
     Raises:
         ValueError: as `SegMeasure`.

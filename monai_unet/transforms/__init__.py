@@ -7,6 +7,7 @@ from monai_unet.transforms.elastic import RandElasticDeformation, RandElasticDef
 from monai_unet.transforms.foreground import ForegroundVoxels, ForegroundVoxelsd
 from monai_unet.transforms.instances import LabelInstances, LabelInstancesd, SeparateInstances, SeparateInstancesd
 from monai_unet.transforms.intensity import NormalizePages, NormalizePagesd, NormalizeVolumed
+from monai_unet.transforms.object_classes import ClassifyInstancesd, classify_instances
 from monai_unet.transforms.rescale import RescaleToPixelSized
 from monai_unet.transforms.unlabelled import ClassWeightMap, ClassWeightMapd, SplitUnlabelled, SplitUnlabelledd
 from monai_unet.transforms.weight_map import BorderWeightMap, BorderWeightMapd
@@ -16,6 +17,7 @@ __all__ = [
     "BorderWeightMapd",
     "ClassWeightMap",
     "ClassWeightMapd",
+    "ClassifyInstancesd",
     "Doubtd",
     "ForegroundVoxels",
     "ForegroundVoxelsd",
@@ -31,4 +33,5 @@ __all__ = [
     "SeparateInstancesd",
     "SplitUnlabelled",
     "SplitUnlabelledd",
+    "classify_instances",
 ]

@@ -11,6 +11,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy import ndimage
 
+from monai_unet.object_classes import class_of
 from monai_unet.transforms.instances import instance_ids
 
 __all__ = ["BorderWeightMap", "BorderWeightMapd"]
@@ -42,6 +43,8 @@ class BorderWeightMap(Transform):
             1 for an absent class (the paper only says that w_c balances the class frequencies); a pair (background,
             foreground); None for 1 everywhere.
         spacing: voxel size per axis, for distances in its unit; None for voxels.
+        classes: of the objects; of several, ids say the class as `monai_unet.object_classes` has it, ``class_weights``
+            has a number for each behind that of the background, and "balanced" is N / ((classes + 1) N_c).
 
     Raises:
         ValueError: a parameter is out of range; labels are negative, fractional, or of several channels; ``ignore`` has
@@ -60,6 +63,7 @@ class BorderWeightMap(Transform):
         sigma: float = 5.0,
         class_weights: str | Sequence[float] | None = "balanced",
         spacing: Sequence[float] | None = None,
+        classes: int = 1,
     ) -> None:
         if not 0 <= w0 < np.inf:
             raise ValueError(f"w0 is {w0!r}; it must be finite and at least 0, the paper's is 10")
@@ -68,15 +72,16 @@ class BorderWeightMap(Transform):
         if isinstance(class_weights, str):
             valid = class_weights == "balanced"
         else:
-            valid = class_weights is None or (len(class_weights) == 2 and min(class_weights) >= 0)
+            valid = class_weights is None or (len(class_weights) == classes + 1 and min(class_weights) >= 0)
         if not valid:
+            many = "a pair (background, foreground)" if classes == 1 else f"{classes + 1}, the background's first,"
             raise ValueError(
-                f"class_weights is {class_weights!r}; use 'balanced', a pair (background, foreground) of numbers of "
-                "at least 0, or None"
+                f"class_weights is {class_weights!r}; use 'balanced', {many} of numbers of at least 0, or None"
             )
         if spacing is not None and min(spacing) <= 0:
             raise ValueError(f"spacing is {spacing!r}; voxel sizes are above 0")
         self.w0, self.sigma, self.class_weights, self.spacing = w0, sigma, class_weights, spacing
+        self.classes = classes
 
     def __call__(self, labels: NdarrayOrTensor, ignore: NdarrayOrTensor | None = None) -> NdarrayOrTensor:
         """Compute the weights of one image.
@@ -93,18 +98,19 @@ class BorderWeightMap(Transform):
         known = np.ones(ids.shape, bool) if ignore is None else convert_to_numpy(ignore)[0] == 0
         if known.shape != ids.shape:
             raise ValueError(f"ignore has shape {(1, *known.shape)}; it must be the labels', {(1, *ids.shape)}")
-        weights = self._class_weights(ids > 0, known)
+        classes = class_of(convert_to_numpy(labels)[0], self.classes).astype(np.int64)  # ids may be renumbered
+        weights = self._class_weights(classes, known)
         if self.w0 > 0:
             weights += self._border_term(ids)
         weights *= known
         return convert_to_dst_type(weights[None], labels, dtype=np.float32)[0]
 
-    def _class_weights(self, foreground: np.ndarray, known: np.ndarray) -> np.ndarray:
-        pair = self.class_weights if self.class_weights is not None else (1.0, 1.0)
-        if isinstance(pair, str):
-            counts = np.bincount(foreground[known], minlength=2)
-            pair = [counts.sum() / (2 * n) if n else 1.0 for n in counts.tolist()]
-        return np.where(foreground, np.float32(pair[1]), np.float32(pair[0]))
+    def _class_weights(self, classes: np.ndarray, known: np.ndarray) -> np.ndarray:
+        each = self.class_weights if self.class_weights is not None else [1.0] * (self.classes + 1)
+        if isinstance(each, str):
+            counts = np.bincount(classes[known], minlength=self.classes + 1)
+            each = [counts.sum() / (len(counts) * n) if n else 1.0 for n in counts.tolist()]
+        return np.asarray(each, np.float32)[classes]
 
     def _border_term(self, ids: np.ndarray) -> np.ndarray:
         spacing = np.ones(ids.ndim) if self.spacing is None else np.asarray(self.spacing, dtype=float)

@@ -266,6 +266,67 @@ def test_corners_touch_specks_do_not_count_and_the_reach_ends():
     assert measure(ids).pieces == {1: 1, 2: 2}
 
 
+def two_classes(folder: Path, classes: list[list[np.ndarray]], document: dict[str, Any] | None = None) -> Path:
+    """Images and a folder of labels for each class, "a", "b" …: per image, the labels of each."""
+    for number, labels in enumerate(classes):
+        save(folder / "images" / f"{number}.tif", sum(labels).astype(np.uint16))
+        for name, label in zip("abc", labels, strict=False):
+            save(folder / f"labels_{name}" / f"{number}.tif", label)
+    if document:
+        (folder / "dataset.json").write_text(json.dumps(document))
+    return folder
+
+
+LONE = squares((20, 2), side=4)
+PAIRS = [
+    [squares((2, 2), (2, 12)), squares((2, 7), side=4)],
+    [squares((2, 2)), LONE * 0],
+    *[[LONE, squares((2, 2))]] * 2,
+]
+
+
+def test_objects_of_two_classes_in_closed_form(tmp_path):
+    found = fingerprint(two_classes(tmp_path, PAIRS))
+    assert (found.kind, found.reason) == ("instances", "2 files of labels per image, one per class of objects")
+    assert (found.class_names, found.label_values) == (["background", "a", "b"], [0, 1, 2])
+    pixels = np.array([50 + 25 + 16 + 16, 16 + 25 + 25])
+    assert found.shares == pytest.approx([*(1 - pixels.sum(keepdims=True) / 4800), *(pixels / 4800)])
+    assert found.objects is not None
+    assert found.objects.sizes == sorted([25] * 5 + [16] * 3)
+    assert found.objects.touching == 2 / 8, "each an object of the other class"
+
+
+def test_bad_labels_of_classes_are_named_all_at_once(tmp_path):
+    over = [squares((2, 2)), squares((4, 4))]
+    masks = [np.minimum(squares((2, 2), (20, 20)), 1), LONE * 0]
+    folder = two_classes(tmp_path / "one", [over, masks, [LONE, LONE * 0], [squares((2, 2)), LONE * 0]])
+    with pytest.raises(InputError) as error:
+        fingerprint(folder)
+    for message in (
+        "0.tif and ",
+        "labels_b/0.tif: pixels that belong to objects of two classes: 9. Take each of them away from one of the two",
+        "labels_a/1.tif: one value, 1, in 2 separate pieces. Give each object a number of its own, from 1 on.",
+        "class b: no object in 3 files: all pixels are 0. Give each object a number, or take the class away.",
+    ):
+        assert message in str(error.value)
+    good = two_classes(tmp_path / "two", PAIRS)
+    for options in ({"kind": "classes"}, {"label_components": True}):
+        with pytest.raises(InputError, match="2 files of labels, one per class of objects, do not go with --"):
+            fingerprint(good, **options)
+    items = [
+        {"image": f"images/{n}.tif", "label": [f"labels_a/{n}.tif", f"labels_b/{n}.tif"][: 1 if n == 3 else 2]}
+        for n in range(4)
+    ]
+    document = {"training": items, "labels": ["background", "dead", "live", "sick"]}
+    with pytest.raises(InputError) as error:
+        fingerprint(two_classes(good, PAIRS, document))
+    for message in (
+        "3.tif: 1 files of labels, but 3 of 4 have 2. Give each image one for each class of objects, all 0 where",
+        "dataset.json: its 'labels' are 0: background, 1: dead, 2: live, 3: sick, but there are 2 files of labels",
+    ):
+        assert message in str(error.value)
+
+
 def test_many_and_large_objects_take_samples():
     ids = np.zeros((600, 600), int)
     ids[50:550, 50:550], ids[50:550, 560:] = 4 * 600**2, 7

@@ -57,6 +57,23 @@ def test_channels_are_files_of_their_own_unless_labels_have_their_name(tmp_path)
     ]
 
 
+def test_each_class_of_objects_has_a_folder_of_labels(tmp_path):
+    make(tmp_path, "images/a.tif", "images/b.tif", "labels_live/a.tif", "labels_live/b.png", "labels_dead/a.tif")
+    make(tmp_path, "labels_dead/b.tif", "ignore/b.tif", document={"channel_names": {"0": "DAPI"}})
+    found = find_items(tmp_path)
+    assert names_of(found) == [
+        {"image": "images/a.tif", "label": ["labels_dead/a.tif", "labels_live/a.tif"]},
+        {"image": "images/b.tif", "label": ["labels_dead/b.tif", "labels_live/b.png"], "ignore": "ignore/b.tif"},
+    ]
+    assert (found.class_names, found.channel_names) == ({0: "background", 1: "dead", 2: "live"}, ["DAPI"])
+    document = {"training": [{"image": "images/a.tif", "label": ["labels_live/a.tif", "labels_dead/a.tif"]}]}
+    listed = find_items(make(tmp_path, document=document))
+    assert names_of(listed)[0]["label"] == ["labels_live/a.tif", "labels_dead/a.tif"], "in the order of the list"
+    make(tmp_path, "labels/a.tif", "labels/b.tif", document={})
+    found = find_items(tmp_path)
+    assert (names_of(found)[0]["label"], found.class_names) == ("labels/a.tif", {}), "these are of another time"
+
+
 def test_a_file_of_the_same_name_is_the_image_and_not_a_channel(tmp_path):
     found = find_items(make(tmp_path, "images/t.tif", "images/t_0000.tif", "labels/t.tif"))
     assert names_of(found) == [{"image": "images/t.tif", "label": "labels/t.tif"}]
@@ -159,6 +176,14 @@ def test_names_without_lists(tmp_path):
             ["images/a.png", "images/a.tif", "labels/a.png"],
             None,
             ["a.tif: differs from a.png only in the ending. Keep one of them."],
+        ),
+        (
+            ["images/a.tif", "images/b.tif", "images/c.tif", "labels_x/a.tif", "labels_y/a.tif", "labels_y/b.tif"],
+            None,
+            [
+                "b.tif: labels of one class of objects without those of another: labels_x/ has no b. Add the file, all",
+                "c.tif: an image without labels: labels_x/ has no c. Add its labels, or take the image away.",
+            ],
         ),
         (
             ["imagesTr/a_0000.nii.gz", "imagesTr/a_0002.nii.gz", "labelsTr/a.nii.gz"],

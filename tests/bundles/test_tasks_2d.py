@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -19,9 +20,10 @@ import zarr
 from bundle_driver import EVALUATE, driver
 from PIL import Image
 from scipy import ndimage
-from tasks import histology, nuclei, three_classes, two_channels
+from tasks import histology, nuclei, three_classes, two_channels, two_kinds
 
 from monai_unet.bundles import decide
+from monai_unet.bundles.doubt import examine
 from monai_unet.bundles.new import new_bundle
 from monai_unet.bundles.options import options
 from monai_unet.bundles.plan import Plan
@@ -144,7 +146,74 @@ def test_masks_of_colour_images(planned):
     assert values(joined)["neck"] <= 1, "two discs in touch are one piece, with a waist"
 
 
-@pytest.mark.parametrize("make", [nuclei, two_channels, three_classes, histology])
+def test_objects_of_two_classes(planned):
+    """A weight for each class; sizes, widths and gaps are those of all objects."""
+    data, folder, plan = planned(two_kinds)
+    found = values(plan)
+    assert (plan.kind, plan.class_names) == ("instances", ["background", "dim", "round"])
+    labels = [
+        np.stack([np.asarray(Image.open(file)) for file in sorted(data.glob(f"labels_{c}/*"))])
+        for c in ("dim", "round")
+    ]
+    shares = np.array([(ids > 0).mean() for ids in labels])
+    assert found["class_weights"] == pytest.approx([1, *np.sqrt((1 - shares.sum()) / shares)], rel=5e-3)
+    sizes = np.concatenate([np.bincount(ids.ravel())[1:] for page in labels for ids in page])
+    assert found["min_size"] == sizes[sizes > 0].min() // 2
+    files = json.loads((folder / "data" / "dataset.json").read_text())["training"][0]["label"]
+    assert [Path(file).parent.name for file in files] == ["labels_dim", "labels_round"]
+
+
+def test_targets_and_scores_of_two_classes(planned):
+    """The ridge runs between objects of any class, a pixel has the class of its object, a perfect result scores 1."""
+    data, folder, _ = planned(two_kinds)
+    parser = driver(folder)[0]("train", **SHORT, device="cpu").parser
+    item = parser.get_parsed_content("validate#dataset")[0]
+    dim, round_ = (np.asarray(Image.open(data / f"labels_{c}" / "field6.png")) for c in ("dim", "round"))
+    label, classes, weight = (np.asarray(item[key][0]) for key in ("label", "classes", "weight"))
+    assert np.array_equal(label, np.where(dim, 2 * dim.astype(int) - 1, 2 * round_.astype(int)))
+    both = (dim > 0) + 2 * (round_ > 0)
+    assert set(np.unique(classes)) == {0, 1, 2}
+    assert np.array_equal(classes, np.where(classes > 0, both, 0))
+    assert 0 < ((classes == 0) & (both > 0)).sum() < 0.1 * (both > 0).sum(), "the ridge"
+    least = parser.get_parsed_content("class_weights")
+    assert [weight[classes == c].min() for c in range(3)] == pytest.approx(least, abs=0.2)
+    metric = parser.get_parsed_content("validate#key_metric#seg").metric_fn
+    item["pred"] = item["label"]
+    steps = parser.get_parsed_content("validate#postprocessing").transforms[-1:]
+    for step in steps:
+        item = step(item)
+    metric(item["pred"][None], item["reference"][None])
+    assert metric.aggregate() == 1
+    assert metric.get_buffer().shape == (1, 2)
+
+
+def test_two_classes_of_objects_from_folders_to_tables(planned, store, tmp_path, monkeypatch):
+    data, folder, _ = planned(two_kinds)
+    run = driver(folder)[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)
+    small = {"features": [8, 16], "tile_size": 60, "max_epochs": 1, "steps_per_epoch": 60, "learning_rate": 0.01}
+    run("train", **small, device="cpu", output_dir=str(tmp_path / "model"))
+    ckpt = str(tmp_path / "model" / "model.pt")
+    assert load_task(ckpt)["class_names"] == ["background", "dim", "round"]
+    run(EVALUATE, **CPU, ckpt_path=ckpt, output_dir=str(tmp_path / "eval"))
+    scores = json.loads((tmp_path / "eval" / "scores.json").read_text())["overall"]
+    names = {f"{score}{part}" for score in ("seg", "ap50") for part in ("", "_dim", "_round")}
+    assert scores.keys() == names | {"merged_cells", "split_cells"}
+    assert scores["seg"] == pytest.approx((scores["seg_dim"] + scores["seg_round"]) / 2)
+    assert scores["ap50_round"] > 0.3, scores
+    run("inference", **CPU, ckpt_path=ckpt, input=str(data / "images" / "field7.png"), output_dir=str(tmp_path / "out"))
+    rows = _rows(tmp_path / "out")
+    features = json.loads((tmp_path / "out" / "field7.geojson").read_text())["features"]
+    ids = tifffile.imread(tmp_path / "out" / "field7_instances.tif")
+    assert [int(row["label"]) for row in rows] == np.unique(ids[ids > 0]).tolist()
+    named = [(f["properties"]["name"], f["properties"]["classification"]["name"]) for f in features]
+    assert [(row["label"], row["class"]) for row in rows] == named
+    assert {row["class"] for row in rows if int(row["label"]) % 2} <= {"dim"}
+    assert {row["class"] for row in rows if int(row["label"]) % 2 == 0} == {"round"}
+
+
+@pytest.mark.parametrize("make", [nuclei, two_channels, three_classes, histology, two_kinds])
 def test_the_bundle_passes_the_checks_of_the_model_zoo_and_lists_its_options(make, planned, tmp_path, monkeypatch):
     _, folder, plan = planned(make)
     monkeypatch.setattr(test_model_zoo, "BUNDLES", folder.parent)
@@ -254,6 +323,34 @@ def test_the_signal_is_in_the_dim_channel(trained, tmp_path):
     group = zarr.open_group(out, mode="r")
     ids = tifffile.imread(tmp_path / "out" / "x8_instances.tif")
     assert np.array_equal(group["labels/instances/0"][:], ids), "tile by tile as in one pass"
+
+
+@pytest.mark.slow
+def test_two_classes_of_objects(trained, tmp_path):
+    """Also larger than memory, served, registered, and with a flag of doubt."""
+    data, folder, scores = trained(two_kinds)
+    assert min(scores["seg_dim"], scores["seg_round"]) > 0.7
+    image, out = data / "images" / "field6.png", tmp_path / "out"
+    driver(folder)[1]("inference", **CPU, input=str(data / "images"), output_dir=str(out))
+    _served_and_registered(folder, image, out / "field6_instances.tif", tmp_path)
+    tifffile.imwrite(tmp_path / "field6.tif", np.asarray(Image.open(image)))
+    large = {"meta_file": str(folder / "configs" / "metadata.json"), "bundle_root": str(folder), "device": "cpu"}
+    large |= {"input": str(tmp_path / "field6.tif"), "output": str(tmp_path / "large.ome.zarr")}
+    monai.bundle.run(config_file=str(folder / "configs" / "inference_large.yaml"), **large)
+    ids = tifffile.imread(out / "field6_instances.tif")
+    assert np.array_equal(zarr.open_group(large["output"], mode="r")["labels/instances/0"][:], ids)
+    small, whole = (
+        [row["class"] for row in _rows(file) if row["image"].startswith("field6")] for file in (tmp_path, out)
+    )
+    assert small == whole != []
+    found = examine(folder, folder / "data", averaging="none", device="cpu")
+    assert len(found.images) == len(found.doubts()) == 2
+    assert 0.01 < found.doubts()[0].image < 0.5
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "measures.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ from monai_unet.data.tables import read_table  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
-from monai_unet.transforms import LabelInstances, NormalizePages  # noqa: E402
+from monai_unet.object_classes import class_of  # noqa: E402
+from monai_unet.transforms import LabelInstances, NormalizePages, classify_instances  # noqa: E402
 from monai_unet.transforms.intensity import Intensities  # noqa: E402
 
 
@@ -595,6 +596,25 @@ def test_instances_in_3d_and_in_the_whole_pipeline(tmp_path, monkeypatch):
     assert json.dumps(group["labels"].attrs["ome"]["labels"]) == '["classes", "instances"]'
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_class_of_an_object_is_that_of_all_its_blocks(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 16})
+    mask, label = blobs((90, 110), 4, 0.7, seed), LabelInstances(min_size=12, grow=1)
+    maps = np.random.default_rng(seed).integers(0, 256, (3, *mask.shape)).astype(np.uint8)
+    group = zarr.open_group(tmp_path / "work.zarr", mode="w")
+    classes, probabilities = (group.create_array(f"{a.ndim}", data=a, chunks=(16,) * a.ndim) for a in (mask, maps))
+    instances = group.create_array("instances", shape=mask.shape, chunks=(16, 16), dtype="uint32")
+    work = group.create_group("progress")
+    count = label_blocks(classes, instances, work, label, 60, probabilities=probabilities)
+    expected = classify_instances(label(mask[None]), maps)[0]
+    found = instances[:]
+    assert count == len(np.unique(expected)) - 1 > 5
+    assert len(np.unique(class_of(expected, 3))) == 4, "each class occurs"
+    assert same_up_to_numbering(found, expected)
+    assert np.array_equal(class_of(found.astype(int), 3), class_of(expected.astype(int), 3))
+    assert np.array_equal(np.unique((found[found > 0] - 1) // 3 + 1), np.arange(1, count + 1))
+
+
 def test_a_reach_of_0_is_refused():
     array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4, 4), dtype="uint8")
     with pytest.raises(ValueError, match="reach is 0; it must be at least 1"):
@@ -636,6 +656,20 @@ def test_measures_of_a_large_image_equal_those_of_the_whole(shape, block, tmp_pa
     before = (tmp_path / "measures.csv").stat().st_mtime_ns
     measure_large_image(path, tmp_path / "out.ome.zarr", channels=2)  # measured already
     assert (tmp_path / "measures.csv").stat().st_mtime_ns == before
+
+
+def test_classes_of_objects_are_named_and_counted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 16})
+    ids = np.zeros((40, 40), np.uint32)
+    ids[5, 3:30], ids[10:13, 10:14], ids[30:33, 30:34] = 2, 3, 6
+    np.save(tmp_path / "in.npy", np.full((40, 40), 7.0))
+    labels = zarr.open_group(tmp_path / "out.ome.zarr", mode="w").create_group("labels")
+    labels.create_array("instances/0", data=ids, chunks=(8, 8))
+    measure_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", channels=1, object_classes=["live", "dead"])
+    found = sorted(read_table(tmp_path / "measures.csv", "image"), key=lambda row: int(row["label"]))
+    assert [(row["label"], row["class"]) for row in found] == [("2", "dead"), ("3", "live"), ("6", "dead")]
+    (summary,) = read_table(tmp_path / "summary.csv", "image")
+    assert (summary["objects"], summary["live_objects"], summary["dead_objects"]) == ("3", "1", "2")
 
 
 def test_of_an_object_longer_than_a_block_area_and_box_are_measured(tmp_path: Path, monkeypatch, caplog) -> None:

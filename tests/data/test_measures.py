@@ -242,6 +242,24 @@ def test_areas_of_classes(two: Path, tmp_path: Path) -> None:
     assert expected.items() <= rows(out / "summary.csv", image="a.tif")[0].items(), "0 and 255 are two classes, too"
 
 
+def test_classes_of_objects_have_a_column_and_are_counted(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(two, out)
+    ids = tifffile.imread(out / "a_instances.tif")
+    tifffile.imwrite(out / "a_instances.tif", np.array([0, 1, 4, 6], np.uint16)[ids])
+    tables = MeasureTables(out, MicroscopyReader(), object_classes=["live", "dead"])
+    tables.add(two / "a.tif", out / "a_instances.tif")
+    tables.write()
+    found = rows(out / "measures.csv", image="a.tif")
+    assert [(row["label"], row["class"], row["area_px"]) for row in found] == [
+        ("1", "live", "24"),
+        ("4", "dead", "24"),
+        ("6", "dead", "24"),
+    ]
+    (summary,) = rows(out / "summary.csv", image="a.tif")
+    assert (summary["objects"], summary["live_objects"], summary["dead_objects"]) == ("3", "1", "2")
+
+
 def test_without_scikit_image_masks_are_written_nevertheless(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

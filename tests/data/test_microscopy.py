@@ -920,6 +920,34 @@ def test_masks_are_no_instances(tmp_path: Path, name: str) -> None:
     assert caught.value.path == item["label"]
 
 
+def test_a_file_of_labels_for_each_class_of_objects(tmp_path: Path) -> None:
+    other = np.zeros_like(CELLS)
+    other[20:32, 20:28] = 1
+    for name, array in (("image", RAMP), ("live", CELLS), ("dead", other)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array.astype(np.int16))
+    tifffile.imwrite(tmp_path / "over.tif", (CELLS == 2).astype(np.int16))
+    tifffile.imwrite(tmp_path / "small.tif", other[:9].astype(np.int16))
+
+    def item(*labels: str) -> dict[str, object]:
+        files = [str(tmp_path / f"{name}.tif") for name in labels]
+        return {"image": str(tmp_path / "image.tif"), "label": files if len(files) > 1 else files[0]}
+
+    for good in (item("live", "dead"), item("live")):  # one whose ids say the class, as MONAI Label stores it
+        assert check_images([good], label_keys=("label",), object_classes=2) == [good]
+    for bad, classes, message in (
+        (
+            item("live", "dead", "live"),
+            2,
+            "live.tif: 3 files under 'label', the network has 2 classes of objects. Give",
+        ),
+        (item("live", "dead"), 1, "live.tif: 2 files under 'label', the network has 1 classes of objects. Give a file"),
+        (item("live", "over"), 2, "over.tif: pixels that belong to objects of two classes: 96. Take each of them away"),
+        (item("live", "small"), 2, r"small.tif: labels of another shape: \(9, 30\), the image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_images([bad], label_keys=("label",), object_classes=classes)
+
+
 def test_the_problems_of_all_items_are_listed(pair: dict[str, str], tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "label.tif", RAMP % 3)
     missing = str(tmp_path / "none.png")

@@ -119,6 +119,21 @@ def test_save_image_writes_them(tmp_path) -> None:
     assert json.loads(file.read_text()) == outlines(ids[0])
 
 
+def test_ids_say_the_class(tmp_path) -> None:
+    ids = np.zeros((1, 4, 6), np.uint16)
+    ids[0, 0, 0], ids[0, 2, 1:4], ids[0, 0, 4] = 1, 4, 5
+    options = {"writer": OutlinesWriter, "resample": False, "separate_folder": False}
+    save = SaveImage(tmp_path, "", ".geojson", **options)
+    save.writer = lambda **kwargs: OutlinesWriter(class_names=["background", "live", "dead"], **kwargs)
+    save(MetaTensor(torch.as_tensor(ids.astype(int)), meta={"filename_or_obj": "plate.tif", "affine": torch.eye(3)}))
+    found = [feature["properties"] for feature in json.loads((tmp_path / "plate.geojson").read_text())["features"]]
+    assert [(each["name"], each["classification"]) for each in found] == [
+        ("1", {"name": "live"}),
+        ("4", {"name": "dead"}),
+        ("5", {"name": "live"}),
+    ]
+
+
 def test_a_stack_is_refused() -> None:
     with pytest.raises(ValueError, match=r"have shape \(2, 3, 3\); outlines need \(H, W\): save a stack page by page"):
         outlines(np.zeros((2, 3, 3), int))

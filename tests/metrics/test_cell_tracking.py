@@ -282,6 +282,33 @@ def test_metric_over_batches_equals_the_function_on_the_frames() -> None:
     assert math.isnan(metric.aggregate())
 
 
+def test_classes_of_objects_are_scored_by_themselves() -> None:
+    """Ids say the class: of two, odd ones are of class 1. The mean is over the classes, not over the objects."""
+    rng = np.random.default_rng(3)
+    references = [random_instances(rng, (30, 30), 8) for _ in range(3)]
+    predictions = [disturbed(rng, reference) for reference in references]
+    ignores = [rng.random((30, 30)) < 0.3 for _ in references]
+    y_pred = [torch.tensor(p.astype(np.int32))[None] for p in predictions]
+    y = [torch.tensor(np.stack([r, i]).astype(np.float32)) for r, i in zip(references, ignores, strict=True)]
+    for metric, measure in ((SegMeasure, seg_measure), (AveragePrecision, average_precision)):
+        expected = [
+            measure(
+                *([np.where(ids % 2 == odd, ids, 0) for ids in part] for part in (references, predictions)), ignores
+            )
+            for odd in (1, 0)
+        ]
+        assert expected[0] != expected[1]
+        each = [metric(classes=2), metric(classes=2, only=1), metric(classes=2, only=2)]
+        for one in each:
+            one(y_pred, y)
+        found = [one.aggregate().item() for one in each]
+        assert found == pytest.approx([np.mean(expected), *expected], abs=1e-12)
+        assert each[0].get_buffer().shape == (3, 2)
+    wrong = SegMeasure(classes=2)
+    wrong([torch.tensor([[[2, 2, 0]]])], [torch.tensor([[[1, 1, 0]]])])
+    assert wrong.aggregate() == 0, "the right place, but another class; the class without objects does not count"
+
+
 def test_metric_runs_in_an_ignite_evaluator() -> None:
     reference = torch.tensor(drawn("11.22").astype(np.int64))[None, None]
     evaluator = Engine(lambda engine, batch: batch)

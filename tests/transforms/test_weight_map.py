@@ -138,6 +138,22 @@ def test_ignored_voxels_have_no_weight_and_do_not_count_in_the_class_frequencies
         BorderWeightMap()(ids, ignore[:, :, :9])
 
 
+def test_each_class_of_objects_has_its_weight_and_all_have_borders() -> None:
+    """Three voxels of class 1, two of class 2, five of background; ids that are renumbered keep their class."""
+    ids = np.array([[[1, 1, 0, 0, 4, 4, 0, 0, 0, 3]]])
+    for labels in (ids, ids * 1001):  # of an odd multiple, the parity stays
+        weights = BorderWeightMap(w0=0, class_weights=[1, 2, 5], classes=2)(labels)
+        np.testing.assert_array_equal(weights[0, 0], [2, 2, 1, 1, 5, 5, 1, 1, 1, 2])
+        balanced = BorderWeightMap(w0=0, classes=2)(labels)[0, 0]
+        np.testing.assert_allclose(balanced[[2, 0, 4]], [10 / (3 * 5), 10 / (3 * 3), 10 / (3 * 2)], rtol=1e-6)
+    plain, weighted = BorderWeightMap(class_weights=None), BorderWeightMap(class_weights=[0, 0, 0], classes=2)
+    np.testing.assert_allclose(weighted(ids) + 1, plain(ids), rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=re.escape("class_weights is (1, 2); use 'balanced', 3, the background's first")
+    ):
+        BorderWeightMap(class_weights=(1, 2), classes=2)
+
+
 def test_array_types_and_meta_data() -> None:
     ids = discs(32, 2)
     meta = MetaTensor(torch.as_tensor(ids), affine=torch.diag(torch.tensor([2.0, 3, 1, 1])), meta={"name": "a"})

@@ -30,6 +30,7 @@ def label_blocks(
     label: Callable[[np.ndarray], np.ndarray],
     reach: int,
     scheduler: str | None = None,
+    probabilities: Any = None,
 ) -> int:
     """Label the foreground of ``classes`` into ``instances``, both zarr arrays of the same shape and chunks.
 
@@ -50,6 +51,8 @@ def label_blocks(
         label: foreground ``(1, *spatial)``, uint8 → ids ``(1, *spatial)``.
         reach: voxels around the block that ``label`` sees.
         scheduler: address of a Dask scheduler whose workers label the blocks.
+        probabilities: zarr array ``(K, *spatial)`` of K classes of objects, from 0 to 255. Object i of class c then has
+            the id (i − 1) K + c, as `classify_instances` gives it; of one class the ids stay 1 … n.
 
     Returns:
         n.
@@ -77,12 +80,17 @@ def label_blocks(
         progress.create_array("relabelled", shape=grid, chunks=(1,) * dims, **new)
         progress.create_array("counts", shape=grid, chunks=(1,) * dims, **new)  # names and background; 0: not done
     indices = list(np.ndindex(grid))
-    work = partial(_label, block=block, classes=classes, progress=progress, label=label, reach=reach)
+    work = partial(
+        _label, block=block, classes=classes, progress=progress, label=label, reach=reach, probabilities=probabilities
+    )
     map_items(work, [index for index in indices if not progress["counts"][index]], scheduler, "instances")
     ids = _global_ids(block, progress)
+    count = max(int(own.max()) for own in ids)
+    if probabilities is not None:
+        ids = _classified(ids, count, [progress[_sums(index)][:] for index in indices])
     left = [(index, own) for index, own in zip(indices, ids, strict=True) if not progress["relabelled"][index]]
     map_items(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
-    return max(int(own.max()) for own in ids)
+    return count
 
 
 def blocks(array: Any) -> Iterator[tuple[slice, ...]]:
@@ -115,7 +123,15 @@ def _grown(box: tuple[slice, ...], by: int, size: tuple[int, ...]) -> tuple[slic
     return tuple(slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, size, strict=True))
 
 
-def _label(index: tuple[int, ...], block: tuple[int, ...], classes: Any, progress: Any, label: Any, reach: int) -> None:
+def _label(
+    index: tuple[int, ...],
+    block: tuple[int, ...],
+    classes: Any,
+    progress: Any,
+    label: Any,
+    reach: int,
+    probabilities: Any = None,
+) -> None:
     """Store a block's local names 1 … m, the voxels just outside that have one of them, and m + 1."""
     box = _box(index, block, classes.shape)
     around = _grown(box, reach, classes.shape)
@@ -125,6 +141,9 @@ def _label(index: tuple[int, ...], block: tuple[int, ...], classes: Any, progres
         np.append(0, inside), return_inverse=True
     )  # name 0 is background, also where there is none
     progress["names"][box] = names[1:].reshape(inside.shape).astype(np.uint32)
+    if probabilities is not None:
+        sums = np.stack([np.bincount(names[1:], each.ravel()) for each in probabilities[(slice(None), *box)]])
+        progress.create_array(_sums(index), data=sums, overwrite=True)
     rim = _grown(box, 1, classes.shape)
     outside = ids[_within(rim, around)].copy()
     outside[_within(box, rim)] = 0
@@ -138,6 +157,21 @@ def _label(index: tuple[int, ...], block: tuple[int, ...], classes: Any, progres
 def _outside(index: tuple[int, ...]) -> str:
     """The array with the voxels outside a block that have one of its names."""
     return f"outside{'.'.join(map(str, index))}"
+
+
+def _sums(index: tuple[int, ...]) -> str:
+    """The array with the sum of each class's probability over each name of a block, background first."""
+    return f"sums{'.'.join(map(str, index))}"
+
+
+def _classified(ids: list[np.ndarray], count: int, sums: list[np.ndarray]) -> list[np.ndarray]:
+    """Give each object the id that says its class, that of the highest probability over all its blocks."""
+    totals = np.zeros((len(sums[0]), count + 1))
+    for own, each in zip(ids, sums, strict=True):
+        np.add.at(totals, (slice(None), own[: each.shape[1]]), each)
+    named = (np.arange(count + 1) - 1) * len(totals) + 1 + totals.argmax(0)
+    named[0] = 0
+    return [named[own].astype(np.uint32) for own in ids]
 
 
 def _relabel(item: tuple[tuple[int, ...], np.ndarray], block: tuple[int, ...], instances: Any, progress: Any) -> None:

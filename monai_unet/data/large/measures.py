@@ -19,11 +19,13 @@ from monai_unet.data.microscopy.measures import (
     NAMES,
     can_measure,
     measure,
+    name_classes,
     sum_up_classes,
     sum_up_objects,
     table_rows,
 )
 from monai_unet.data.tables import read_table, update_table
+from monai_unet.object_classes import class_of
 from monai_unet.options import require
 
 __all__ = ["measure_large_image"]
@@ -38,6 +40,7 @@ def measure_large_image(
     class_names: Sequence[str] | None = None,
     level: int = 0,
     colour: bool = False,
+    object_classes: Sequence[str] = (),
 ) -> None:
     """Measure what `predict_large_image` has found, into ``measures.csv`` and ``summary.csv`` beside its output.
 
@@ -52,6 +55,7 @@ def measure_large_image(
         class_names: for classes, of which there is a summary only; None for objects.
         level: of the image's pyramid.
         colour: as for `open_large_image`.
+        object_classes: as for `MeasureTables`.
 
     Raises:
         InputError: as `open_large_image`; a table that is none any more.
@@ -79,10 +83,14 @@ def measure_large_image(
     size = image.scale if image.unit == "micrometer" else (math.nan,) * array.ndim
     if class_names is None:
         objects = _objects(array)
-        columns = measure(np.zeros((1,) * array.ndim), np.zeros((channels, *(1,) * array.ndim)), size)
-        update_table(measures, "image", list(columns), {name: _rows(image, size, array, objects)})
-        count, touching, voxels = len(objects.voxels), objects.touches_border.sum(), objects.voxels.sum()
+        columns = measure(np.zeros((1,) * array.ndim, int), np.zeros((channels, *(1,) * array.ndim)), size)
+        columns = name_classes(columns, object_classes)
+        update_table(measures, "image", list(columns), {name: _rows(image, size, array, objects, object_classes)})
+        present = np.flatnonzero(objects.voxels)
+        count, touching, voxels = len(present), objects.touches_border.sum(), objects.voxels.sum()
         summary = sum_up_objects(count, touching, voxels, array.size, size)
+        for number, each in enumerate(object_classes, 1):
+            summary[f"{each}_objects"] = int((class_of(present + 1, len(object_classes)) == number).sum())
     else:
         counts = np.sum([np.bincount(array[box].ravel(), minlength=256) for box in blocks(array)], axis=0)
         summary = sum_up_classes(class_names, counts, size)
@@ -90,7 +98,7 @@ def measure_large_image(
 
 
 class _Objects(NamedTuple):
-    """Of the ids 1 … n."""
+    """Of the ids 1 … n; those that no object has have no voxels."""
 
     voxels: np.ndarray
     #: of the box, (n, dims)
@@ -120,7 +128,9 @@ def _objects(array: Any) -> _Objects:
     return _Objects(voxels, start, stop, ((start == 0) | (stop == array.shape)).any(axis=1).astype(int))
 
 
-def _rows(image: LargeImage, size: Sequence[float], array: Any, objects: _Objects) -> Iterator[dict[str, Any]]:
+def _rows(
+    image: LargeImage, size: Sequence[float], array: Any, objects: _Objects, object_classes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """The row of each object, in the order of the blocks in which their boxes begin."""
     axes, (pixels, micrometres, *_) = "zyx"[-array.ndim :], NAMES[array.ndim]
     long = 0
@@ -139,13 +149,15 @@ def _rows(image: LargeImage, size: Sequence[float], array: Any, objects: _Object
                 for column in (f"centroid_{axis}_px", f"box_{axis}_from_px", f"box_{axis}_to_px"):
                     table[column] = table[column] + shift
                 table[f"centroid_{axis}_um"] = table[f"centroid_{axis}_um"] + shift * length
-            yield from table_rows(table)
+            yield from table_rows(name_classes(table, object_classes))
         for number in here[~fits].tolist():
             row = {
                 "label": number + 1,
                 pixels: objects.voxels[number],
                 "touches_border": objects.touches_border[number],
             }
+            if object_classes:
+                row["class"] = object_classes[class_of(number + 1, len(object_classes)) - 1]
             row[micrometres] = float(objects.voxels[number] * np.prod(size))
             for axis, low, high in zip(axes, objects.start[number], objects.stop[number], strict=True):
                 row |= {f"box_{axis}_from_px": low, f"box_{axis}_to_px": high}

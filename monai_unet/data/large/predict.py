@@ -58,9 +58,10 @@ def predict_large_image(
 
     The output is OME-Zarr 0.5 with a pyramid. The image is the probability of each class but the first, uint8
     (255 = 1), ``(C, *spatial)``; ``labels/classes`` is the most probable class, uint8; with ``label``,
-    ``labels/instances`` holds uint32 ids, 1 … n. Up to rounding, the values are those of one pass over the whole image,
-    whose channels are normalised as by `NormalizePages`, a volume as one page. For this it is read a first time; of an
-    image with more than 16 million values, a regular sample of about that many counts.
+    ``labels/instances`` holds uint32 ids, 1 … n, which say the class where objects are of several. Up to rounding, the
+    values are those of one pass over the whole image, whose channels are normalised as by `NormalizePages`, a volume as
+    one page. For this it is read a first time; of an image with more than 16 million values, a regular sample of about
+    that many counts.
 
     The memory needed does not grow with the image: the weights, one pass (`OverlapTileInferer.plan`) and a few tiles
     and chunks; with ``label``, then some 100 bytes per voxel of a block and its surroundings.
@@ -132,7 +133,8 @@ def predict_large_image(
         map_items(predict, tasks, scheduler, "tiles", network=network, record=record)
         if label is not None:
             classes, instances = group["labels/classes/0"], group["labels/instances/0"]
-            label_blocks(classes, instances, group["progress"], label, reach, scheduler)
+            probabilities = group["0"] if network.out_channels > 2 else None
+            label_blocks(classes, instances, group["progress"], label, reach, scheduler, probabilities)
         for pyramid in (group, *(group["labels"][name] for name in group["labels"])):
             write_pyramid(pyramid, image)
         group.attrs["monai_unet"] = record | {"finished": True}

@@ -21,6 +21,7 @@ from monai_unet.data.microscopy.reader import LARGE, OUT_OF_SCOPE, SUFFIXES, Mic
 from monai_unet.data.microscopy.scenes import name_scene
 from monai_unet.data.microscopy.tiff import PREDICT
 from monai_unet.errors import InputError, raise_problems
+from monai_unet.object_classes import join_classes
 
 __all__ = ["check_images", "list_images", "split_pages", "take_page"]
 
@@ -35,6 +36,7 @@ def check_images(
     other_values: Sequence[int] = (),
     stacks: bool | Literal["volume"] = True,
     colour: bool | str = False,
+    object_classes: int = 1,
 ) -> list[dict[str, Any]]:
     """Read every file of a MONAI datalist before the first step of a training or a prediction.
 
@@ -50,6 +52,8 @@ def check_images(
         other_values: another coding that a whole file may have instead, such as the (0, 1) of MONAI Label.
         stacks: whether an image may have several pages (or Z planes); "volume": it must.
         colour: as for `MicroscopyReader`.
+        object_classes: of instances: a label is one file for each class, or one whose ids say the class, as
+            `monai_unet.object_classes` has it.
 
     Returns:
         The items as a list, for use in a configuration.
@@ -96,13 +100,21 @@ def check_images(
             if label_keys and "ignore" in item:
                 rules.setdefault("ignore", ((0, 255), (0, 1)))
             for key, values in rules.items():
-                path = ensure_tuple(item[key])[0]
+                paths = ensure_tuple(item[key])
                 try:
-                    label = labels.get_data(labels.read(item[key]))[0]
-                    if shape is not None and label.shape[1:] != shape:
-                        problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {shape}"
-                        raise InputError(path, problem, "Pair every image with the labels drawn on it")
-                    _check_values(path, label[:, item["page"]] if "page" in item else label, *values)
+                    if len(paths) not in (1, object_classes if key in label_keys else 1):
+                        problem = (
+                            f"{len(paths)} files under {key!r}, the network has {object_classes} classes of objects"
+                        )
+                        raise InputError(paths[0], problem, "Give a file for each class, in their order, or one")
+                    found = [labels.get_data(labels.read(path))[0] for path in paths]
+                    for path, label in zip(paths, found, strict=True):
+                        if shape is not None and label.shape[1:] != shape:
+                            problem = f"labels of another shape: {label.shape[1:]}, the image {files[0]} has {shape}"
+                            raise InputError(path, problem, "Pair every image with the labels drawn on it")
+                        _check_values(path, label[:, item["page"]] if "page" in item else label, *values)
+                    if len(found) > 1:
+                        join_classes(np.concatenate(found), paths)
                 except InputError as error:
                     problems.append(error)
     raise_problems("datalist", problems)

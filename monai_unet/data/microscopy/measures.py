@@ -17,6 +17,7 @@ from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.data.tables import read_table, update_table
 from monai_unet.doubt import Doubt, doubt
 from monai_unet.errors import InputError
+from monai_unet.object_classes import class_of
 from monai_unet.options import require
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "can_measure",
     "doubt_columns",
     "measure",
+    "name_classes",
     "sum_up_classes",
     "sum_up_objects",
     "table_rows",
@@ -129,6 +131,18 @@ def measure(ids: NdarrayOrTensor, image: NdarrayOrTensor, pixel_size_um: Sequenc
     return table
 
 
+def name_classes(table: Table, object_classes: Sequence[str]) -> Table:
+    """Add the column ``class`` behind the ids that say it; without names, there is none.
+
+    >>> name_classes({"label": np.array([1, 4]), "area_px": np.array([9, 8])}, ["live", "dead"])["class"].tolist()
+    ['live', 'dead']
+    """
+    if not object_classes:
+        return table
+    numbers = class_of(table["label"], len(object_classes)) - 1
+    return {"label": table["label"], "class": np.array(object_classes)[numbers], **table}
+
+
 def doubt_columns(found: Doubt) -> Table:
     """The columns ``doubt`` and ``look`` (0 or 1, NaN without a threshold) of objects, in ascending order of their ids.
 
@@ -158,6 +172,8 @@ class MeasureTables:
         reader: reads the images; intensities are those of the file.
         class_names: of the values of masks of classes, of which there is ``summary.csv`` only; None for objects.
         rule: as for :func:`monai_unet.doubt.doubt`.
+        object_classes: names of the classes of objects, where there are several: ids say the class as
+            `monai_unet.object_classes` has it. Then there is a column ``class``, and the objects of each are counted.
 
     Raises:
         InputError: a table that is none any more; from `add`, a mask of another shape than its image.
@@ -181,8 +197,9 @@ class MeasureTables:
         reader: MicroscopyReader,
         class_names: Sequence[str] | None = None,
         rule: Mapping[str, Any] | None = None,
+        object_classes: Sequence[str] = (),
     ) -> None:
-        self.reader, self.class_names, self.rule = reader, class_names, rule
+        self.reader, self.class_names, self.rule, self.object_classes = reader, class_names, rule, object_classes
         self.enabled = class_names is not None or can_measure()
         self.summary_path, self.measures_path = Path(folder) / "summary.csv", Path(folder) / "measures.csv"
         self.known = {row["image"] for row in read_table(self.summary_path, "image")}
@@ -220,9 +237,10 @@ class MeasureTables:
             counts = np.bincount(ids.ravel(), minlength=len(self.class_names))
             summary = sum_up_classes(self.class_names, counts, size)
         else:
-            table = self.measures[name] = measure(ids, array, size)
+            table = self.measures[name] = name_classes(measure(ids, array, size), self.object_classes)
             covered, touching = table[NAMES[ids.ndim][0]].sum(), table["touches_border"].sum()
             summary = sum_up_objects(len(table["label"]), touching, covered, ids.size, size)
+            summary |= {f"{each}_objects": int((table["class"] == each).sum()) for each in self.object_classes}
             if found is not None:
                 table |= doubt_columns(found)
         if found is not None:

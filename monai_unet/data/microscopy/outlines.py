@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scipy import ndimage
 from monai_unet.data.microscopy.measures import can_measure, doubt_columns, measure
 from monai_unet.data.microscopy.reader import MicroscopyReader
 from monai_unet.files import replacing
+from monai_unet.object_classes import class_of
 from monai_unet.options import parse_bool
 
 __all__ = ["OutlinesWriter", "instance_polygons", "outlines"]
@@ -104,17 +105,23 @@ def _rings(pieces: np.ndarray) -> Iterator[tuple[int, Ring]]:
             yield int(piece[top]), [*ring, ring[0]]
 
 
-def outlines(ids: NdarrayOrTensor, measures: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+def outlines(
+    ids: NdarrayOrTensor,
+    measures: Mapping[str, np.ndarray] | None = None,
+    class_names: Sequence[str] = ("background", "cell"),
+) -> dict[str, Any]:
     """Outline instances as a GeoJSON FeatureCollection (RFC 7946), one feature per instance.
 
     Args:
         ids: instance ids (H, W), whole numbers of any dtype, 0 = background.
         measures: of these instances, as :func:`monai_unet.data.microscopy.measures.measure` returns them.
+        class_names: with the background; of several classes of objects, ids say the class as
+            `monai_unet.object_classes` has it.
 
     Returns:
         The polygons of :func:`instance_polygons`, which are pixels as QuPath draws them. Features are in ascending
-        order of the ids, of QuPath's type "detection" and class "cell"; a feature's name is its id, its "measurements"
-        are those that are known. An instance in several pieces is a MultiPolygon.
+        order of the ids, of QuPath's type "detection" and of their class; a feature's name is its id, its
+        "measurements" are those that are known. An instance in several pieces is a MultiPolygon.
 
     Raises:
         ValueError: not (H, W).
@@ -131,7 +138,8 @@ def outlines(ids: NdarrayOrTensor, measures: Mapping[str, np.ndarray] | None = N
         geometry: dict[str, Any] = {"type": "Polygon", "coordinates": polygons[0]}
         if len(polygons) > 1:
             geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties: dict[str, Any] = {"objectType": "detection", "name": str(name), "classification": {"name": "cell"}}
+        classification = {"name": class_names[class_of(name, len(class_names) - 1)]}
+        properties: dict[str, Any] = {"objectType": "detection", "name": str(name), "classification": classification}
         if name in rows:
             known = zip(columns, rows[name], strict=True)
             properties["measurements"] = {column: value for column, value in known if not math.isnan(value)}
@@ -147,6 +155,7 @@ class OutlinesWriter(ImageWriter):
     Args:
         overwrite: whether an existing file is replaced, else it is left alone; "true" and "false" are understood.
         reader: reads the image again, as it is in the file, to measure the instances; None: they are not measured.
+        class_names: as for :func:`outlines`.
 
     >>> import json, tempfile
     >>> import numpy as np
@@ -158,9 +167,15 @@ class OutlinesWriter(ImageWriter):
     1
     """
 
-    def __init__(self, overwrite: bool | str = True, reader: MicroscopyReader | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        overwrite: bool | str = True,
+        reader: MicroscopyReader | None = None,
+        class_names: Sequence[str] = ("background", "cell"),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.overwrite, self.reader = parse_bool("overwrite", overwrite), reader
+        self.overwrite, self.reader, self.class_names = parse_bool("overwrite", overwrite), reader, class_names
         self.image: Any = None
         self.doubt: Any = None
 
@@ -184,4 +199,4 @@ class OutlinesWriter(ImageWriter):
         if self.doubt is not None:
             measures = {"label": np.array([*self.doubt.objects], int), **(measures or {}), **doubt_columns(self.doubt)}
         with replacing(filename) as partial:
-            partial.write_text(json.dumps(outlines(self.data_obj, measures)))
+            partial.write_text(json.dumps(outlines(self.data_obj, measures, self.class_names)))

@@ -36,6 +36,7 @@ def predict_images(
     colour: bool | str = False,
     class_names: Sequence[str] | None = None,
     rule: Mapping[str, Any] | None = None,
+    object_classes: Sequence[str] = (),
 ) -> None:
     """Predict each image whose results are not all there, and remove what killed runs have left of them.
 
@@ -54,6 +55,7 @@ def predict_images(
         colour: as for `MicroscopyReader`.
         class_names: of masks of classes, with that of the background; None for instances.
         rule: as for :func:`monai_unet.doubt.doubt`.
+        object_classes: as for `MeasureTables`.
 
     Raises:
         InputError: the only image is bad, or a table of measures.
@@ -74,7 +76,7 @@ def predict_images(
     layouts = [cast(FolderLayout, step.saver.folder_layout) for step in saving]
     reader = MicroscopyReader(channels, colour=colour)
     masks = [layout for layout in layouts if layout.postfix == ("instances" if class_names is None else "label")]
-    tables = [MeasureTables(layout.output_dir, reader, class_names, rule) for layout in masks]
+    tables = [MeasureTables(layout.output_dir, reader, class_names, rule, object_classes) for layout in masks]
     maps = [layout for layout in layouts if layout.postfix == "probability"][:1]
     bad, there = list[InputError](), 0
     evaluator.interrupt_resume_enabled = False  # else the run after a failed one ends before it begins
