@@ -49,6 +49,15 @@ def dimension(metadata: dict) -> int:
     return len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"])
 
 
+def check_images(bundle: Path, metadata: dict) -> None:
+    """Refuse bundles of TIFF stacks: 3-D clients place an image by its affine, and a TIFF has none."""
+    if dimension(metadata) == 3 and "tiff" in metadata.get("data_type", ""):
+        raise UsageError(
+            f"{bundle.name} takes stacks in TIFF, and MONAI Label's clients annotate volumes in NIfTI or DICOM only: "
+            "correct the masks of its configs/inference.yaml in Fiji or napari, and train on them (docs/new_bundle.md)"
+        )
+
+
 def check_weights(bundle: Path, given: str) -> None:
     """Check that the bundle has models/model.pt; copy the given file there, unless it would replace one of the user's.
 
@@ -211,6 +220,7 @@ def main() -> int:
         bundle = bundle_folder(args.bundle)
         metadata = metadata_of(bundle)
         dims = dimension(metadata)
+        check_images(bundle, metadata)
         check_weights(bundle, args.weights)
         studies = check_studies(args.studies, dims)
         check_port(args.port)

@@ -17,21 +17,33 @@ from scipy import ndimage
 
 zarr = pytest.importorskip("zarr")
 
+from monai.data import MetaTensor  # noqa: E402
+from monai.transforms import LoadImaged, Spacing  # noqa: E402
 from ome_zarr_models.v05.image import Image  # noqa: E402
 from ome_zarr_models.v05.image_label import ImageLabel  # noqa: E402
 
 from monai_unet.data.large import instances as large_instances  # noqa: E402
 from monai_unet.data.large import measure_large_image, predict_large_image  # noqa: E402
 from monai_unet.data.large import output as large_output  # noqa: E402
+from monai_unet.data.large import predict as large_predict  # noqa: E402
 from monai_unet.data.large.instances import label_blocks  # noqa: E402
 from monai_unet.data.large.reader import open_large_image  # noqa: E402
+from monai_unet.data.large.rescale import at_voxel_size  # noqa: E402
+from monai_unet.data.microscopy import MicroscopyReader  # noqa: E402
 from monai_unet.data.microscopy.measures import measure  # noqa: E402
 from monai_unet.data.tables import read_table  # noqa: E402
 from monai_unet.errors import InputError  # noqa: E402
 from monai_unet.inferers import OverlapTileInferer  # noqa: E402
 from monai_unet.networks import ValidUNet  # noqa: E402
 from monai_unet.object_classes import class_of  # noqa: E402
-from monai_unet.transforms import LabelInstances, NormalizePages, classify_instances  # noqa: E402
+from monai_unet.transforms import (  # noqa: E402
+    LabelInstances,
+    LabelInstancesd,
+    NormalizePages,
+    NormalizePagesd,
+    RescaleToPixelSized,
+    classify_instances,
+)
 from monai_unet.transforms.intensity import Intensities  # noqa: E402
 
 
@@ -152,15 +164,108 @@ def placed(group, level: int = 0) -> list[list[float]]:
     return [step[step["type"]] for step in steps]
 
 
+def test_the_grid_of_another_voxel_size_is_that_of_monai(tmp_path):
+    image = RNG.random((2, 21, 34)).astype(np.float32)
+    path = ome_zarr(tmp_path / "in.ome.zarr", image, "cyx")
+    for size in ((0.25, 0.2), (0.7, 1.3), (0.5, 3.9)):
+        found = at_voxel_size(open_large_image(path, 2), size)
+        whole = MetaTensor(torch.from_numpy(image), affine=torch.diag(torch.tensor([0.5, 0.5, 1.0])))
+        expected = Spacing(size, dtype=torch.float64)(whole).numpy()
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(
+            found.read((slice(0, found.shape[1]), slice(0, found.shape[2]))), expected, atol=1e-5
+        )
+        box = (slice(1, found.shape[1] - 1), slice(2, 5))
+        np.testing.assert_allclose(found.read(box), expected[(slice(None), *box)], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # MONAI's, of an optional decoder
+@pytest.mark.parametrize(("own", "network"), [((0.25, 0.25), "NET"), ((0.9, 0.52), "NET"), ((0.3, 0.3), "THREE")])
+def test_another_pixel_size_is_rescaled_as_a_whole_image_is(tmp_path, monkeypatch, own, network):
+    """Tiles, blocks and the way back, against MONAI's `Spacing` and its inverse, and instances by the same rules."""
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 32})
+    monkeypatch.setattr(large_output, "LARGEST_CHUNK", {2: 16})
+    torch.manual_seed(1)
+    net, task = NET if network == "NET" else balanced(ValidUNet(2, 1, 3, (3, 4))), (0.5, 0.5)
+    image = ndimage.gaussian_filter(RNG.random((75, 90)), 2).astype(np.float32)
+    size = {"PhysicalSizeY": own[0], "PhysicalSizeX": own[1]}
+    tifffile.imwrite(tmp_path / "in.ome.tif", image, metadata={"axes": "YX", **size})
+    rules = LabelInstances(min_size=6, grow=1)
+    out = predict_large_image(
+        tmp_path / "in.ome.tif", tmp_path / "o.ome.zarr", net, OverlapTileInferer(20), rules, 100, pixel_size_um=task
+    )
+    whole = LoadImaged("image", MicroscopyReader)({"image": tmp_path / "in.ome.tif"})
+    rescale = RescaleToPixelSized("image", task)
+    item = NormalizePagesd("image")(rescale(whole))
+    with torch.no_grad():
+        logits = OverlapTileInferer(20)(item["image"][None], net)[0]
+    item["image"].set_array(logits.softmax(0))
+    expected = rescale.inverse({"image": item["image"]})["image"]
+    group = zarr.open_group(out, mode="r")
+    assert group["0"].shape[1:] == image.shape
+    assert np.abs(group["0"][:].astype(float) - 255 * expected[1:].numpy()).max() <= 0.51
+    classes = group["labels/classes/0"][:]
+    assert (classes != expected.argmax(0).numpy()).mean() < 1e-3
+    assert 0.02 < (classes > 0).mean() < 0.98
+    label = LabelInstancesd("p", min_size=6, grow=1, pixel_size_um=task)
+    mask = MetaTensor(torch.from_numpy(classes[None]), meta=whole["image"].meta, affine=whole["image"].affine)
+    ids = group["labels/instances/0"][:]
+    assert same_up_to_numbering(
+        (ids + (net.out_channels - 2)) // (net.out_channels - 1), label({"p": mask})["p"][0].numpy()
+    )
+    assert placed(group)[0] == [1, *own]
+    assert "progress" not in group
+
+
+def test_a_rescaled_prediction_resumes(tmp_path, monkeypatch):
+    """It is stopped after the tiles, and again between two blocks."""
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 16})
+    monkeypatch.setattr(large_output, "LARGEST_CHUNK", {2: 16})
+    size = {"PhysicalSizeY": 0.25, "PhysicalSizeX": 0.25}
+    tifffile.imwrite(tmp_path / "in.ome.tif", RNG.random((50, 40), dtype=np.float32), metadata=size)
+
+    def predict(name: str) -> Path:
+        task = {"pixel_size_um": (0.5, 0.5)}
+        return predict_large_image(tmp_path / "in.ome.tif", tmp_path / name, NET, OverlapTileInferer(20), **task)
+
+    left, real = [3], large_predict._bring_back
+
+    def stopping(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    whole = zarr.open_group(predict("whole.ome.zarr"), mode="r")
+    with monkeypatch.context() as patch:
+        patch.setattr(large_predict, "_bring_back", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            predict("stopped.ome.zarr")
+    assert zarr.open_group(tmp_path / "stopped.ome.zarr")["progress/back"][:].sum() == 3
+    resumed = zarr.open_group(predict("stopped.ome.zarr"), mode="r")
+    for name in ("0", "labels/classes/0"):
+        assert np.array_equal(whole[name][:], resumed[name][:])
+    with pytest.raises(InputError, match="it was made with another voxel"):
+        predict_large_image(tmp_path / "in.ome.tif", tmp_path / "whole.ome.zarr", NET, OverlapTileInferer(20))
+
+
 def test_another_pixel_size_than_the_tasks_is_said(tmp_path, caplog):
     size = {"PhysicalSizeY": 0.25, "PhysicalSizeX": 0.25}
     tifffile.imwrite(tmp_path / "in.ome.tif", RNG.random((30, 40), dtype=np.float32), metadata=size)
     for task, warned in ((None, False), ((0.26, 0.26), False), ((0.5, 0.5), True)):
         caplog.clear()
         out = tmp_path / f"{task}.ome.zarr"
-        predict_large_image(tmp_path / "in.ome.tif", out, NET, OverlapTileInferer(40), pixel_size_um=task)
-        text = "in.ome.tif: pixels of 0.25 x 0.25 µm, and the network was trained on 0.5 x 0.5 µm; choose the level"
+        options = {"pixel_size_um": task, "rescale": "false"}
+        predict_large_image(tmp_path / "in.ome.tif", out, NET, OverlapTileInferer(40), **options)
+        text = (
+            "in.ome.tif: pixels of 0.25 x 0.25 µm, and the network was trained on 0.5 x 0.5 µm; --rescale false leaves"
+        )
         assert (text in caplog.text) == warned
+    with pytest.raises(InputError, match=r"a pixel size of 0.25 x 0.25 µm, that of the task is 2.5 x 2.5 µm. Correct"):
+        predict_large_image(tmp_path / "in.ome.tif", out, NET, OverlapTileInferer(40), pixel_size_um=(2.5, 2.5))
+    np.save(tmp_path / "in.npy", np.eye(40))
+    predict_large_image(tmp_path / "in.npy", tmp_path / "o.zarr", NET, OverlapTileInferer(40), pixel_size_um=(0.5, 0.5))
+    assert "in.npy: its pixel size is unknown, and taken for the task's, 0.5 x 0.5 µm" in caplog.text
 
 
 def test_several_images_of_an_ome_zarr_are_refused(tmp_path):
@@ -596,14 +701,14 @@ def test_instances_in_3d_and_in_the_whole_pipeline(tmp_path, monkeypatch):
     assert json.dumps(group["labels"].attrs["ome"]["labels"]) == '["classes", "instances"]'
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_class_of_an_object_is_that_of_all_its_blocks(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(large_instances, "BLOCK", {2: 16})
-    mask, label = blobs((90, 110), 4, 0.7, seed), LabelInstances(min_size=12, grow=1)
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 32})
+    mask, label = blobs((60, 90), 3, 0.7, seed), LabelInstances(min_size=12, grow=1)
     maps = np.random.default_rng(seed).integers(0, 256, (3, *mask.shape)).astype(np.uint8)
     group = zarr.open_group(tmp_path / "work.zarr", mode="w")
-    classes, probabilities = (group.create_array(f"{a.ndim}", data=a, chunks=(16,) * a.ndim) for a in (mask, maps))
-    instances = group.create_array("instances", shape=mask.shape, chunks=(16, 16), dtype="uint32")
+    classes, probabilities = (group.create_array(f"{a.ndim}", data=a, chunks=(32,) * a.ndim) for a in (mask, maps))
+    instances = group.create_array("instances", shape=mask.shape, chunks=(32, 32), dtype="uint32")
     work = group.create_group("progress")
     count = label_blocks(classes, instances, work, label, 60, probabilities=probabilities)
     expected = classify_instances(label(mask[None]), maps)[0]

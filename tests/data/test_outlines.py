@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -122,9 +123,8 @@ def test_save_image_writes_them(tmp_path) -> None:
 def test_ids_say_the_class(tmp_path) -> None:
     ids = np.zeros((1, 4, 6), np.uint16)
     ids[0, 0, 0], ids[0, 2, 1:4], ids[0, 0, 4] = 1, 4, 5
-    options = {"writer": OutlinesWriter, "resample": False, "separate_folder": False}
-    save = SaveImage(tmp_path, "", ".geojson", **options)
-    save.writer = lambda **kwargs: OutlinesWriter(class_names=["background", "live", "dead"], **kwargs)
+    writer = partial(OutlinesWriter, class_names=["background", "live", "dead"])
+    save = SaveImage(tmp_path, "", ".geojson", writer=writer, resample=False, separate_folder=False)
     save(MetaTensor(torch.as_tensor(ids.astype(int)), meta={"filename_or_obj": "plate.tif", "affine": torch.eye(3)}))
     found = [feature["properties"] for feature in json.loads((tmp_path / "plate.geojson").read_text())["features"]]
     assert [(each["name"], each["classification"]) for each in found] == [

@@ -51,6 +51,14 @@ def test_an_unknown_bundle(name, studies, monkeypatch, capsys):
     assert f"there is no bundle {name!r}; use BUNDLE=cell_segmentation, BUNDLE=em_membrane_segmentation" in text
 
 
+def test_a_bundle_of_tiff_stacks(bundle, studies, monkeypatch, capsys):
+    image = {"spatial_shape": ["*"] * 3, "modality": "microscopy"}
+    metadata = {"data_type": "png or tiff", "network_data_format": {"inputs": {"image": image}}}
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    text = error_of(monkeypatch, capsys, "--bundle", bundle, "--studies", studies)
+    assert "my_segmentation takes stacks in TIFF, and MONAI Label's clients annotate volumes in NIfTI or DICOM" in text
+
+
 def test_missing_weights(bundle, studies, monkeypatch, capsys):
     weights = bundle / "models" / "model.pt"
     weights.unlink()

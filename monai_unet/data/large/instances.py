@@ -168,7 +168,7 @@ def _classified(ids: list[np.ndarray], count: int, sums: list[np.ndarray]) -> li
     """Give each object the id that says its class, that of the highest probability over all its blocks."""
     totals = np.zeros((len(sums[0]), count + 1))
     for own, each in zip(ids, sums, strict=True):
-        np.add.at(totals, (slice(None), own[: each.shape[1]]), each)
+        totals += [np.bincount(own[: each.shape[1]], of_class, count + 1) for of_class in each]
     named = (np.arange(count + 1) - 1) * len(totals) + 1 + totals.argmax(0)
     named[0] = 0
     return [named[own].astype(np.uint32) for own in ids]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from monai_unet.data.large.instances import blocks
 from monai_unet.data.large.reader import LargeImage
 from monai_unet.errors import InputError
 from monai_unet.inferers import OverlapTileInferer
@@ -31,7 +32,13 @@ LARGEST_CHUNK = {2: 1024, 3: 128}
 
 
 def open_output(
-    output: Path, image: LargeImage, network: ValidUNet, inferer: OverlapTileInferer, plan: TilePlan, label: Any
+    output: Path,
+    image: LargeImage,
+    network: ValidUNet,
+    inferer: OverlapTileInferer,
+    plan: TilePlan,
+    label: Any,
+    seen: LargeImage | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Open the output of an interrupted or finished prediction; create it where there is none.
 
@@ -42,6 +49,7 @@ def open_output(
         inferer: its settings become part of the record.
         plan: the tiles of a new output; an existing one keeps its own.
         label: settings of the labelling; None without instances.
+        seen: the image at the voxel size at which the network sees it; None for its own.
 
     Returns:
         The zarr group, and its record: what it was made from, ``tile``, the ``intensities`` of each channel, and
@@ -71,10 +79,11 @@ def open_output(
         "amp": inferer.infer.amp,
         "label": label,
         "normalisation": f"clipped at percentiles {CLIPPED}",
+        "voxel": None if seen is None or seen is image else seen.scale,
     }
     settings = json.loads(json.dumps(settings, default=str))  # as zarr returns them
     if not output.exists():
-        _create(output, image, plan, network.out_channels, settings)
+        _create(output, image, seen or image, plan, network.out_channels, settings)
     try:
         group = zarr.open_group(output, mode="r+")
         record: dict[str, Any] = dict(group.attrs["monai_unet"])
@@ -89,11 +98,13 @@ def open_output(
     return group, record
 
 
-def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, settings: dict[str, Any]) -> None:
+def _create(
+    output: Path, image: LargeImage, seen: LargeImage, plan: TilePlan, classes: int, settings: dict[str, Any]
+) -> None:
     """Write empty arrays and the record under a temporary name, and rename: an existing output can be resumed."""
-    with_instances = settings["label"] is not None
-    _check_space(output, plan.size, classes, with_instances)
-    intensities = _measure(image, plan)
+    with_instances, size = settings["label"] is not None, image.shape[1:]
+    _check_space(output, size, classes, with_instances, math.prod(plan.size) if seen is not image else 0)
+    intensities = _measure(seen, plan)
     partial = output.with_name(f".{output.name}.partial")
     group = require("zarr", "large").open_group(partial, mode="w", zarr_format=3)
     dims = len(plan.size)
@@ -104,10 +115,16 @@ def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, setti
     )
     names = tuple("zyx"[-dims:])
     new = {"dtype": "uint8", "fill_value": 0}
-    shape = (classes - 1, *plan.size)
+    if seen is not image:
+        probability = new | {"shape": (classes - 1, *plan.size), "chunks": (1, *chunks), "dtype": "uint16"}
+        group.create_array("progress/probability", **probability)
+        chunks = tuple(min(LARGEST_CHUNK[dims], n) for n in size)
+    shape = (classes - 1, *size)
     group.create_array("0", shape=shape, chunks=(1, *chunks), dimension_names=("c", *names), **new)
-    labels = new | {"shape": plan.size, "chunks": chunks, "dimension_names": names}
-    group.create_array("labels/classes/0", **labels)
+    labels = new | {"shape": size, "chunks": chunks, "dimension_names": names}
+    classes_array = group.create_array("labels/classes/0", **labels)
+    if seen is not image:
+        group.create_array("progress/back", shape=len(list(blocks(classes_array))), chunks=1, **new)
     if with_instances:
         group.create_array("labels/instances/0", **(labels | {"dtype": "uint32"}))
     group["labels"].attrs["ome"] = {"version": "0.5", "labels": sorted(group["labels"])}
@@ -116,9 +133,9 @@ def _create(output: Path, image: LargeImage, plan: TilePlan, classes: int, setti
     partial.rename(output)
 
 
-def _check_space(output: Path, size: Sequence[int], classes: int, with_instances: bool) -> None:
+def _check_space(output: Path, size: Sequence[int], classes: int, with_instances: bool, rescaled: int = 0) -> None:
     """Assume that probabilities do not compress, and that classes and ids, which are held twice, do so tenfold."""
-    need = int(4 / 3 * math.prod(size) * (classes - 1 + 0.1 + 0.8 * with_instances))
+    need = int(4 / 3 * math.prod(size) * (classes - 1 + 0.1 + 0.8 * with_instances)) + 2 * rescaled * (classes - 1)
     free = shutil.disk_usage(next(p for p in output.absolute().parents if p.exists())).free
     if free < need:
         problem = f"{free / 2**30:.1f} GiB are free, and the output may need {need / 2**30:.1f}"
