@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -226,6 +227,11 @@ def take_fingerprint(items: Items, kind: str | None = None, label_components: bo
         kind, reason = infer_kind(labels, items.class_names, "volumes" in facts[0].form)
     if kind == "instances":
         named = [items.class_names.get(c, f"object {c}") for c in range(1, classes + 1)]
+        # scores are named after them, in MONAI's configs and in MLflow
+        if classes > 1 and (wrong := [name for name in named if re.search(r"[^\w .-]", name) or named.count(name) > 1]):
+            problem = f"the classes of objects have the names {', '.join(wrong)}"
+            cure = "Give each a name of its own, of letters, digits, spaces, '_', '-' and '.'"
+            problems.append(InputError(items.folder, problem, cure))
         for c, class_name in enumerate(named if classes > 1 else [None]):
             problems += instance_problems([fact.labels[c] for fact in facts if fact.classes == classes], class_name)
     elif facts:

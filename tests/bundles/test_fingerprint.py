@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,11 @@ def test_bad_labels_of_classes_are_named_all_at_once(tmp_path):
     ):
         assert message in str(error.value)
     good = two_classes(tmp_path / "two", PAIRS)
+    for label, wrong in ((["", "CD3+", "CD8"], "CD3+"), (["", "T cell", "T cell"], "T cell, T cell")):
+        with pytest.raises(
+            InputError, match=re.escape(f"the classes of objects have the names {wrong}. Give each a name")
+        ):
+            take_fingerprint(replace(find_items(good), class_names=dict(enumerate(label))))
     for options in ({"kind": "classes"}, {"label_components": True}):
         with pytest.raises(InputError, match="2 files of labels, one per class of objects, do not go with --"):
             fingerprint(good, **options)
