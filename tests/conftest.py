@@ -22,7 +22,7 @@ def pseudonyms_elsewhere(tmp_path_factory) -> Iterator[None]:
 def no_memory_kept() -> Iterator[None]:
     """What a test has freed is no other test's, whose process may have limits."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("memory", "data.large.predict"):
+        for module in ("memory", "bundles.cost", "data.large.predict"):
             patch.setattr(f"monai_unet.{module}.keep_freed_memory", lambda: None)
         yield
 

@@ -29,8 +29,8 @@ WIDTHS = (64, 32, 16)
 ENOUGH_STEPS = 1500
 #: as many as the shipped bundles take for the paper's ten hours
 MOST_STEPS = 30_000
-#: validations in a training
-VALIDATIONS = 10
+#: validations in a training, fewer where they would take more than this share of its minutes
+VALIDATIONS, VALIDATING = 10, 0.2
 #: poolings of the deepest network, by dimension, as in the two papers
 DEEPEST = {2: 4, 3: 3}
 #: output voxels per axis of the largest tile, by dimension: in 2-D the paper's
@@ -287,9 +287,12 @@ def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], vol
 
 
 def _schedule(cost: Cost, minutes: float) -> dict[str, Setting]:
-    steps = min(max(cost.steps(minutes, VALIDATIONS), 2 * VALIDATIONS), MOST_STEPS)
-    each = max(min(100, steps // VALIDATIONS), 1)
-    epochs = max(steps // each, 1)
+    fitting = int(VALIDATING * 60 * minutes / cost.validation) if cost.validation else VALIDATIONS
+    validations = min(max(fitting, 1), VALIDATIONS)
+    steps = min(max(cost.steps(minutes, validations), 2 * VALIDATIONS), MOST_STEPS)
+    interval = max(math.ceil(steps / validations / 100), math.ceil(VALIDATIONS / validations))
+    epochs = validations * interval  # the last one is validated
+    each = round(steps / epochs)
     per = cost.seconds + cost.augmentation
     taken = _minutes(round(epochs * each * per / 60, 1))
     why = f"{epochs * each:,} steps of {per:.2g} s: {taken} and the validations, on the "
@@ -297,7 +300,7 @@ def _schedule(cost: Cost, minutes: float) -> dict[str, Setting]:
         "learning_rate": Setting(0.001, "Adam's usual one"),
         "max_epochs": Setting(epochs, f"{why}{cost.device} that planned this"),
         "steps_per_epoch": Setting(each, "training steps"),
-        "val_interval": Setting(max(1, round(epochs / VALIDATIONS)), "epochs"),
+        "val_interval": Setting(interval, f"epochs; a validation takes {cost.validation:.2g} s"),
     }
 
 

@@ -179,7 +179,9 @@ def _depth(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _neck(depth: np.ndarray) -> int:
     """The depth up to which an object shrinks without falling apart."""
-    return next((n - 1 for n in range(1, min(int(depth.max()), NECK) + 1) if ndimage.label(depth > n)[1] > 1), NECK)
+    faces = ndimage.generate_binary_structure(depth.ndim, 1)  # made anew by each `label` without it
+    last = min(int(depth.max()), NECK)
+    return next((n - 1 for n in range(1, last + 1) if ndimage.label(depth > n, faces)[1] > 1), NECK)
 
 
 def _gap(ids: np.ndarray, box: tuple[slice, ...], number: int) -> float:
