@@ -33,7 +33,7 @@ from benchmarks.peers import arguments, markdown, record
 from benchmarks.untracked import OPTIONS
 from monai_unet.bundles import new
 from monai_unet.bundles.plan import Plan
-from monai_unet.memory import PROC
+from monai_unet.memory import PROC, available_bytes
 
 #: to add to train.yaml
 METER = """
@@ -60,6 +60,7 @@ class Meter:
 
     def begin(self, engine: Engine) -> None:
         if not self.seconds:
+            available_bytes(torch.device("cpu"))  # returns what was freed before
             (PROC / "self/clear_refs").write_text("5")  # the high-water mark is what is resident now
             self.before = resident("VmRSS")
         self.start = time.process_time()
