@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -95,9 +96,9 @@ class Journal:
             logger.error("MLflow: a line is lost, there is no room for it in %s", self._file.name)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Log those of the metrics that are single numbers."""
+        """Log those of the metrics that are single numbers; "_" stands for what MLflow takes in no name, as "CD3+"."""
         now = int(time.time() * 1000)
-        if values := scalars(metrics):
+        if values := {re.sub(r"[^\w .:/-]", "_", name): value for name, value in scalars(metrics).items()}:
             self.append("metrics", metrics=[[name, value, now, step] for name, value in values.items()])
 
     def log_file(self, name: str, content: str | bytes, folder: str | None = None) -> None:

@@ -75,9 +75,11 @@ def test_everything_logged_arrives_and_the_journal_is_removed(tmp_path, store, c
     journal.start()
     journal.append("params", params=[["seed", "1"]])
     log(journal, range(1, 4))
+    journal.log_metrics({"dice_CD3+ T-cell": 0.5}, step=3)
     journal.log_file("public.txt", "text", "texts")
     journal.close("FINISHED")
     (run,) = runs(client, experiment)
+    assert run.data.metrics["dice_CD3_ T-cell"] == 0.5, "MLflow takes no + in a name"
     assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "a run", {"seed": "1"})
     assert journal.run_id == run.info.run_id
     assert losses(client, run) == [(1, 1), (2, 0.5), (3, 1 / 3)]
