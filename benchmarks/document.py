@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md from benchmarks/results/*.json, and draw their plot.
+"""Write the tables of docs/benchmarks.md and docs/new_bundle.md from benchmarks/results/*.json, and draw their plot.
 
     python -m benchmarks.document
 
@@ -18,20 +18,26 @@ from matplotlib.figure import Figure
 from benchmarks.peers import RESULTS, title
 
 DOCS = Path(__file__).parents[1] / "docs"
-TABLES = ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu")
+#: the modules whose tables a page has
+PAGES = {
+    "benchmarks.md": ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu"),
+    "new_bundle.md": ("studies.any_task",),
+}
 
 
-def filled(text: str) -> str:
+def filled(page: str) -> str:
     """Fill each table of the page from its result; a table without a result stays as it is."""
-    for name in TABLES:
+    text = (DOCS / page).read_text()
+    for module in PAGES[page]:
+        name = module.rpartition(".")[2]
         file = RESULTS / f"{name}.json"
         if not file.exists():
             continue
-        table = importlib.import_module(f"benchmarks.{name}").table(json.loads(file.read_text()))
+        table = importlib.import_module(f"benchmarks.{module}").table(json.loads(file.read_text()))
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text, count = re.subn(f"{begin}.*?{end}", lambda _, t=f"{begin}\n{table}\n{end}": t, text, flags=re.DOTALL)
         if count != 1:
-            raise SystemExit(f"docs/benchmarks.md has {count} places for {name}; it needs {begin} and {end} once")
+            raise SystemExit(f"docs/{page} has {count} places for {name}; it needs {begin} and {end} once")
     return text
 
 
@@ -60,8 +66,8 @@ def draw(weight_map: dict[str, Any], elastic: dict[str, Any], inference: dict[st
 
 
 def main() -> None:
-    page = DOCS / "benchmarks.md"
-    page.write_text(filled(page.read_text()))
+    for page in PAGES:
+        (DOCS / page).write_text(filled(page))
     drawn = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("weight_map", "elastic", "inference")]
     draw(*drawn).savefig(DOCS / "pictures" / "benchmarks.png", dpi=90)
 

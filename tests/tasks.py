@@ -35,7 +35,8 @@ def _discs(random: np.random.Generator, radius: float, count: int, size: int = S
             inside = radius - np.hypot(*(grid - centre[:, None, None]))
             ids[inside >= 0], depth = len(centres), np.maximum(depth, inside)
         elif len(centres) % 2:
-            ids[ids == len(centres)] = depth[ids == len(centres)] = 0
+            last = ids == len(centres)
+            ids[last] = depth[last] = 0
             centres.pop()
     return ids, depth
 

@@ -175,29 +175,36 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
     found = {"class_weights": Setting([_rounded(weight) for weight in weights], why)}
     if objects is None:
         return found
-    count, unit = objects.count, "pixels" if fingerprint.spatial_dims == 2 else "voxels"
+    flat = fingerprint.spatial_dims == 2
+    count, unit = objects.count, "pixels" if flat else "voxels"
+    length = unit
+    if not flat and fingerprint.spacing:  # planes are farther apart than pixels
+        length = f"steps of {_rounded(min(fingerprint.spacing))} µm"
     smallest = objects.smallest
     at = f"half of the smallest of {count} labelled objects"
     if 20 * smallest < objects.median:  # specks in the labels
         smallest = objects.sizes[len(objects.sizes) // 100]
         at = f"half of the smallest but for 1 % of {count} labelled objects"
     width = _rounded(objects.median_width)
-    ridge = 1 if width < 10 else 3 if width < 80 else 5
+    # of narrower objects, 3 pixels are too much; contacts of volumes are larger, and merged with a ridge of one
+    ridge = 1 if width < (16 if flat else 10) else 3 if width < 80 else 5
+    grow = ridge if flat else 1
+    given = "a ridge up to this wide is given back to the objects that it separates"
     sigma = _rounded(min(5, max(2, width / 6)))
     half = (objects.smallest_width + 1) / 4  # the distance to the background is half of the width and a half
-    neck = int(min(half, objects.neck))
+    neck = round(min(half, objects.neck))
     rule = "half the width of the narrowest object" if half <= objects.neck else "wider necks occur in labelled objects"
     found |= {
-        "ridge": Setting(ridge, f"{unit} of background between touching objects, which are {width:.3g} wide"),
-        "sigma_border": Setting(sigma, f'{unit}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
+        "ridge": Setting(ridge, f"{length} of background between touching objects, which are {width:.3g} wide"),
+        "sigma_border": Setting(sigma, f'{length}: a sixth of the width, from 2 to 5; §3: "σ ≈ 5 pixels"'),
         "min_size": Setting(max(int(smallest / 2), 1), f"{unit}; {at}"),
         "fill_holes": Setting(True, "an object has none"),
-        "grow": Setting(ridge + 1, f"{unit}; a ridge up to this wide is given back to the objects that it separates"),
+        "grow": Setting(grow, f"{length}; {given}{'' if flat else ': more would fill the wedges beside contacts'}"),
         "neck": Setting(
             neck,
-            f"{unit}; objects joined by less than twice this are split: {rule}"
+            f"{length}; objects joined by less than twice this are split: {rule}"
             if neck
-            else f"{unit}; none: labelled objects are as narrow, as a whole or at a waist, as where they are joined",
+            else f"{length}; none: labelled objects are as narrow, as a whole or at a waist, as where they are joined",
         ),
     }
     if fingerprint.spatial_dims == 3:  # what the 3-D paper has not

@@ -303,6 +303,8 @@ def readme(exported: Exported, how: str) -> str:
     instances = ""
     if task.get("kind") == "instances":
         rules = ", ".join(f"{name}={task[name]}" for name in ("min_size", "fill_holes", "grow", "neck") if name in task)
+        if network.spatial_dims == 3 and (sides := task.get("pixel_size_um")):
+            rules += f", spacing={[round(side / min(sides), 4) for side in sides]}"
         instances = (
             "\nObjects are the connected parts of the foreground. The bundle itself parts them at necks and gives back "
             f"the ridge between them:\n\n    monai_unet.transforms.LabelInstances({rules})(mask)\n"

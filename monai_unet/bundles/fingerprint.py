@@ -129,7 +129,7 @@ class Fingerprint:
     unlabelled: float
     #: median size of the box around the foreground, in pixels per axis; None without any
     extent: list[float] | None
-    #: of instances, in pixels of `spacing` where images state another one
+    #: of instances, in voxels of `spacing` where images state another one; widths and necks in the shortest side
     objects: Objects | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,7 +265,8 @@ def _measure(item: Mapping[str, Any], sample: Sample, kind: str | None, training
     if kind != "instances" and set(values) - {0, UNLABELLED}:
         foreground &= label != UNLABELLED
     boxes = ndimage.find_objects(foreground.astype(np.uint8))
-    found = None if kind == "classes" else measure(label, max(DETAILED // of, CLASSES))
+    detailed = max(DETAILED // of, CLASSES)
+    found = None if kind == "classes" else measure(label, detailed, _relative(sample.spacing))
     flat = image.reshape(len(image), -1)
     return _Facts(
         path=str(ensure_tuple(item["image"])[0]),
@@ -370,6 +371,12 @@ def _spacings(facts: Sequence[_Facts]) -> tuple[np.ndarray, np.ndarray]:
     return known, np.percentile(known, 50, axis=0, method="lower") if len(known) else np.full(0, np.nan)
 
 
+def _relative(spacing: np.ndarray) -> list[float] | None:
+    """The sides of a voxel in the shortest of them; None for pixels, and where no file states them."""
+    known = len(spacing) == 3 and np.isfinite(spacing).all()
+    return (spacing / spacing.min()).tolist() if known else None
+
+
 def _objects(facts: Sequence[_Facts], spacing: np.ndarray) -> list[Measures]:
     """The objects of each image, in pixels of the data set's size, to which it is going to be rescaled."""
     found = []
@@ -377,7 +384,7 @@ def _objects(facts: Sequence[_Facts], spacing: np.ndarray) -> list[Measures]:
         ratio = fact.spacing / spacing if len(spacing) else np.ones(1)
         rescaled = np.isfinite(ratio).all() and (np.abs(ratio - 1) > TOLERANCE).any()
         if fact.objects:
-            found.append(fact.objects.in_pixels_of(ratio) if rescaled else fact.objects)
+            found.append(fact.objects.in_pixels_of(spacing, fact.spacing) if rescaled else fact.objects)
     return found
 
 

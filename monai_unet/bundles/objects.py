@@ -23,7 +23,7 @@ KEPT = 10_000
 
 
 class Measures(NamedTuple):
-    """The objects of one image, in pixels; see `measure`."""
+    """The objects of one image, in pixels; widths and necks in the shortest side of one; see `measure`."""
 
     #: of all objects
     sizes: list[int]
@@ -37,13 +37,14 @@ class Measures(NamedTuple):
     #: the largest ``neck`` of `LabelInstances`, up to 12, that splits none of its parts off
     necks: list[float]
 
-    def in_pixels_of(self, ratio: np.ndarray) -> Measures:
-        """Convert to pixels of another size; ``ratio`` is the present size divided by that one, per axis.
+    def in_pixels_of(self, sides: np.ndarray, own: np.ndarray) -> Measures:
+        """Convert to pixels with other sides per axis than the image's own.
 
-        >>> Measures([40], [(8, 5)], {1: 1}, [5.0], [2.0], [4.0]).in_pixels_of(np.array([0.5, 0.5]))
+        >>> image = Measures([40], [(8, 5)], {1: 1}, [5.0], [2.0], [4.0])
+        >>> image.in_pixels_of(np.array([0.5, 0.5]), own=np.array([0.25, 0.25]))
         Measures(sizes=[10], extents=[(4, 2)], pieces={1: 1}, widths=[2.5], gaps=[1.0], necks=[2.0])
         """
-        length = float(ratio.prod() ** (1 / len(ratio)))
+        ratio, length = own / sides, float(own.min() / sides.min())
         return Measures(
             [round(size * float(ratio.prod())) for size in self.sizes],
             [tuple(np.rint(extent * ratio).astype(int).tolist()) for extent in self.extents],
@@ -56,7 +57,7 @@ class Measures(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of a data set, in pixels.
+    """The objects of a data set, in pixels; widths and necks in the shortest side of one.
 
     >>> ids = np.zeros((20, 20), int)
     >>> ids[2:7, 2:7], ids[2:7, 7:14] = 1, 2
@@ -114,7 +115,7 @@ class Objects:
         )
 
 
-def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
+def measure(ids: np.ndarray, detailed: int = 100, spacing: Sequence[float] | None = None) -> Measures:
     """Measure the objects of a label image (H, W) or (D, H, W) of whole numbers, 0 = background.
 
     Width and gap are measured only of values that are in one piece, without specks of less than a tenth of the
@@ -123,6 +124,7 @@ def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
     Args:
         ids: of the objects.
         detailed: the objects, from the smallest to the largest, of which more than the size is measured.
+        spacing: sides of a voxel, in the shortest of them, for widths and necks; None: all are 1.
 
     >>> ids = np.zeros((20, 20), int)
     >>> ids[2:7, 2:7], ids[2:9, 11:18] = 1, 5
@@ -148,7 +150,7 @@ def measure(ids: np.ndarray, detailed: int = 100) -> Measures:
         pieces = _pieces(mask)
         found.pieces[number if values is None else int(values[number])] = pieces
         if pieces == 1:
-            depth, step = _depth(mask)
+            depth, step = _depth(mask, spacing)
             found.widths.append(float(step * max(2 * depth.max() - 1, 1)))
             found.necks.append(float(min(step * _neck(depth), NECK)))
             found.gaps.append(_gap(ids, box, number))
@@ -169,12 +171,12 @@ def _thinned(array: np.ndarray) -> tuple[np.ndarray, int]:
     return array[(slice(None, None, step),) * array.ndim], step
 
 
-def _depth(mask: np.ndarray) -> tuple[np.ndarray, int]:
+def _depth(mask: np.ndarray, spacing: Sequence[float] | None) -> tuple[np.ndarray, int]:
     """How far each pixel of an object is from the surface, in steps, and the pixels of a step."""
     thin, step = _thinned(mask)
     framed = np.zeros([length + 2 for length in thin.shape], bool)
     framed[(slice(1, -1),) * thin.ndim] = thin
-    return ndimage.distance_transform_edt(framed), step
+    return ndimage.distance_transform_edt(framed, sampling=spacing), step
 
 
 def _neck(depth: np.ndarray) -> int:

@@ -68,9 +68,13 @@ class SeparateInstances(Transform):
         connectivity: as in `scipy.ndimage.generate_binary_structure`; 1 is 4-connected in 2-D, 6-connected in 3-D.
         keep_ids: return the carved instance ids (for `BorderWeightMap`) instead of the mask.
         width: width of the corridor between two instances, in voxels; odd. 1 carves contacts only.
+        spacing: sides of a voxel, in those by which ``width`` counts: (3, 1, 1) where planes are three times as far
+            apart as pixels. The corridor is then as wide across the planes as within them, but for contacts, which
+            are carved by at least a voxel. None: all are 1.
 
     Raises:
-        ValueError: width or connectivity is out of range; labels are negative, fractional, or of several channels.
+        ValueError: width, connectivity or spacing is out of range; labels are negative, fractional, or of several
+            channels.
 
     Source: Ronneberger et al. 2015, section 3; neighbours as in the authors' plugin (Falk et al. 2019).
 
@@ -80,10 +84,13 @@ class SeparateInstances(Transform):
             [1, 1, 0, 2]]])
     """
 
-    def __init__(self, connectivity: int = 1, keep_ids: bool = False, width: int = 1) -> None:
+    def __init__(
+        self, connectivity: int = 1, keep_ids: bool = False, width: int = 1, spacing: Sequence[float] | None = None
+    ) -> None:
         if width < 1 or width % 2 == 0:
             raise ValueError(f"width is {width!r}; it must be an odd number of voxels, {max(width - 1, 1)} for one")
         self.connectivity, self.keep_ids, self.width = _checked_connectivity(connectivity), keep_ids, width
+        self.spacing = _checked_spacing(spacing)
 
     def __call__(self, labels: NdarrayOrTensor) -> NdarrayOrTensor:
         """Carve the labels of one image.
@@ -120,10 +127,9 @@ class SeparateInstances(Transform):
         return carved
 
     def _widen(self, ids: np.ndarray, carved: np.ndarray) -> None:
-        nearest = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
-        middle = self._carve(ids[tuple(nearest)]) == 0
+        middle = self._carve(ids[_nearest(ids == 0, self.spacing)]) == 0
         if middle.any():
-            carved[ndimage.distance_transform_edt(~middle) <= self.width // 2] = 0
+            carved[_distance(~middle, self.spacing) <= self.width // 2] = 0
 
     def _rescue(self, ids: np.ndarray, carved: np.ndarray) -> None:
         """Restore instances that were carved away, at the expense of neighbours that survive it."""
@@ -174,10 +180,13 @@ class LabelInstances(Transform):
             instances within this many steps from face to face goes to the nearest one (the later one if equally near).
             A straight ridge is given back completely if ``grow`` is at least its width, so 1 undoes `SeparateInstances`
             except for single voxels where three cells meet or contacts end. Outlines that face no other instance stay.
+            Along an axis of longer voxels, see ``spacing``, there are fewer steps, but always one.
         neck: split a component where its parts are joined by necks no wider than twice this many voxels: the voxels
             deeper than that below the surface are the cores, and each voxel goes to the nearest core of its component.
             With ``fill_holes``, holes of fewer than ``min_size`` voxels do not count as surface. 0 never splits. A good
             value is the largest that splits no instance of the training set.
+        spacing: sides of a voxel, in those by which ``grow`` and ``neck`` count, see `SeparateInstances`; None: all are
+            1.
 
     Raises:
         ValueError: a parameter is out of range; the mask is fractional (probabilities), or of several channels.
@@ -192,13 +201,19 @@ class LabelInstances(Transform):
     """
 
     def __init__(
-        self, connectivity: int = 1, min_size: int = 0, fill_holes: bool = False, grow: int = 1, neck: float = 0
+        self,
+        connectivity: int = 1,
+        min_size: int = 0,
+        fill_holes: bool = False,
+        grow: int = 1,
+        neck: float = 0,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         for name, value in (("min_size", min_size), ("grow", grow), ("neck", neck)):
             if value < 0:
                 raise ValueError(f"{name} is {value!r}; it must be at least 0, which turns it off")
         self.connectivity = _checked_connectivity(connectivity)
-        self.min_size, self.grow, self.neck = min_size, grow, neck
+        self.min_size, self.grow, self.neck, self.spacing = min_size, grow, neck, _checked_spacing(spacing)
         self.fill_holes = parse_bool("fill_holes", fill_holes)
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
@@ -243,6 +258,7 @@ class LabelInstances(Transform):
             self.fill_holes,
             math.ceil(round(self.grow / length, 3)),
             self.neck / length,
+            None if self.spacing is None else [float(side) for side in np.multiply(self.spacing, ratio) / length],
         )
 
     def _without_small(self, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
@@ -258,7 +274,7 @@ class LabelInstances(Transform):
             holes, _ = ndimage.label(~foreground)
             foreground = foreground | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
         # the edge of the image does not count as surface: what is beyond it is unknown
-        depth = ndimage.distance_transform_edt(np.pad(foreground, 1, mode="edge"))[(slice(1, -1),) * ids.ndim]
+        depth = _distance(np.pad(foreground, 1, mode="edge"), self.spacing)[(slice(1, -1),) * ids.ndim]
         deep = (ids > 0) & (depth > self.neck)
         cores, parts = ndimage.label(deep, structure, output=np.int32)
         owner = np.zeros(parts + 1, np.int32)
@@ -274,8 +290,7 @@ class LabelInstances(Transform):
             box = boxes[number - 1]
             own = ids[box] == number
             mine = np.where(own, cores[box], 0)
-            nearest = ndimage.distance_transform_edt(mine == 0, return_distances=False, return_indices=True)
-            mine = mine[tuple(nearest)][own]
+            mine = mine[_nearest(mine == 0, self.spacing)][own]
             divided[box][own] = before[number] + 1 + np.searchsorted(np.unique(mine), mine)
         return divided, int(taken.sum())
 
@@ -289,11 +304,11 @@ class LabelInstances(Transform):
     def _give_back_ridge(self, ids: np.ndarray) -> None:
         # flipped, because of two equally near instances scipy then takes the later one, which was carved
         ids = np.flip(ids)
-        highest = _within_steps(ids, self.grow, np.maximum)
-        lowest = _within_steps(np.where(ids, ids, ids.max() + 1), self.grow, np.minimum)
+        steps = [max(int(self.grow / side), 1) for side in self.spacing or (1,) * ids.ndim]
+        highest = _within_steps(ids, steps, np.maximum)
+        lowest = _within_steps(np.where(ids, ids, ids.max() + 1), steps, np.minimum)
         ridge = (ids == 0) & (lowest < highest)
-        nearest = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
-        ids[ridge] = ids[tuple(nearest[:, ridge])]
+        ids[ridge] = ids[_nearest(ids == 0, self.spacing)][ridge]
 
 
 class SeparateInstancesd(MapTransform):
@@ -360,15 +375,34 @@ class LabelInstancesd(MapTransform):
         return d
 
 
-def _within_steps(ids: np.ndarray, steps: int, choose: np.ufunc) -> np.ndarray:
-    """The largest or smallest id within this many steps from face to face, for each voxel."""
-    for _ in range(steps):
+def _within_steps(ids: np.ndarray, steps: Sequence[int], choose: np.ufunc) -> np.ndarray:
+    """The largest or smallest id within this many steps from face to face, at most these along each axis."""
+    for step in range(max(steps)):
         before, ids = ids, ids.copy()
         for axis in range(ids.ndim):
+            if step >= steps[axis]:
+                continue
             here, there = np.moveaxis(ids, axis, 0), np.moveaxis(before, axis, 0)
             choose(here[1:], there[:-1], out=here[1:])
             choose(here[:-1], there[1:], out=here[:-1])
     return ids
+
+
+def _distance(mask: np.ndarray, spacing: Sequence[float] | None) -> np.ndarray:
+    """From each voxel of a mask to the nearest one outside of it."""
+    out: np.ndarray = ndimage.distance_transform_edt(mask, sampling=spacing)
+    return out
+
+
+def _nearest(mask: np.ndarray, spacing: Sequence[float] | None) -> tuple[np.ndarray, ...]:
+    """The indices of the nearest voxel outside of a mask, for each of its voxels; the voxel itself elsewhere."""
+    return tuple(ndimage.distance_transform_edt(mask, sampling=spacing, return_distances=False, return_indices=True))
+
+
+def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
+    if spacing is not None and not min(spacing) > 0:
+        raise ValueError(f"spacing is {spacing!r}; the sides of a voxel are above 0")
+    return None if spacing is None else tuple(map(float, spacing))
 
 
 def _checked_connectivity(connectivity: int) -> int:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import elastic, peers, weight_map
+from benchmarks import document, elastic, peers, weight_map
 from monai_unet.transforms import BorderWeightMap
 
 
@@ -167,3 +167,8 @@ def test_the_table_of_weight_maps_marks_estimates_and_peers_that_were_not_run() 
     lines = weight_map.table({"rows": rows, "exponents": growth}).splitlines()
     assert lines[2] == "| 512² | 2,000 | 0.5 s |  | 61,200 s (estimated), × 122,400 | not run: one array of 4.2 GB |"
     assert lines[3] == "| exponent of pixels |  | 0.65 |  |  |  |"
+
+
+@pytest.mark.parametrize("page", document.PAGES)
+def test_the_tables_of_the_docs_are_those_of_the_results(page: str) -> None:
+    assert (document.DOCS / page).read_text() == document.filled(page)

@@ -334,6 +334,20 @@ def test_bad_labels_of_classes_are_named_all_at_once(tmp_path):
         assert message in str(error.value)
 
 
+def test_widths_and_necks_of_flat_voxels_are_in_their_shortest_side():
+    """Two balls of 15 pixels, joined by a bridge of 5, in planes three pixels apart: five planes high."""
+    grid = np.moveaxis(np.indices((9, 30, 50)), 0, -1) * (3, 1, 1)
+    ids = np.any([np.linalg.norm(grid - (12, 14, x), axis=-1) < 8 for x in (14, 34)], axis=0).astype(int)
+    ids[3:6, 12:17, 14:34] = 1
+    found = measure(ids, spacing=(3, 1, 1))
+    assert found.widths == pytest.approx([15], abs=1)
+    assert found.necks == [2]
+    assert measure(ids).widths == pytest.approx([5], abs=0.1), "counted in voxels"
+    images = found.in_pixels_of(np.array([1.2, 0.4, 0.4]), own=np.array([1.2, 0.2, 0.2]))
+    assert images.widths == pytest.approx([7.5], abs=0.5)
+    assert images.extents == [(5, 8, 18)]
+
+
 def test_many_and_large_objects_take_samples():
     ids = np.zeros((600, 600), int)
     ids[50:550, 50:550], ids[50:550, 560:] = 4 * 600**2, 7

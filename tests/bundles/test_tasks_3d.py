@@ -20,7 +20,9 @@ from monai_unet.bundles import decide
 from monai_unet.bundles.new import new_bundle
 from monai_unet.bundles.plan import Plan
 from monai_unet.inferers import OverlapTileInferer
+from monai_unet.metrics import seg_measure
 from monai_unet.networks import ValidUNet, load_task
+from monai_unet.transforms import LabelInstances
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere", "unmeasured"),
@@ -116,8 +118,22 @@ def test_stacks_of_nuclei_are_planned_by_voxels_in_micrometres_and_by_their_obje
     assert found["strides"] == [[1, 2, 2], [2, 2, 2]]
     sizes = [np.bincount(tifffile.imread(path).ravel())[1:].min() for path in sorted((data / "labels").iterdir())]
     assert found["min_size"] == min(sizes) // 2
-    assert (found["ridge"], found["grow"], found["neck"]) == (1, 2, 1)
+    # in steps of 0.4 µm: the nuclei are 15 wide and five planes high, 5 by the number of voxels
+    assert (found["ridge"], found["grow"], found["neck"]) == (3, 1, 3)
+    assert "steps of 0.4 µm of background between touching objects, which are 12.3 wide" in plan.settings["ridge"].why
     assert found["rotate_range"] == [pytest.approx(np.pi), 0, 0], "about the axis of the planes"
+
+
+def test_necks_part_nuclei_of_stacks_by_their_true_widths(tmp_path):
+    """All nuclei in one foreground: as many voxels across the planes as within them are no measure."""
+    labels = [tifffile.imread(path) for path in (nuclei_stacks(tmp_path / "data", cases=3) / "labels").iterdir()]
+
+    def score(**rules: Any) -> float:
+        label = LabelInstances(min_size=280, grow=1, **rules)
+        return float(np.mean([seg_measure(ids, label((ids[None] > 0).astype(np.uint8))[0]) for ids in labels]))
+
+    assert max(score(neck=neck) for neck in range(6)) < 0.9
+    assert score(neck=4, spacing=(3, 1, 1)) > 0.95
 
 
 def trained(bundle: Path, plan: Plan, folder: Path, **short: Any) -> tuple[Any, dict[str, Any]]:
@@ -179,3 +195,18 @@ def test_three_labelled_slices_of_each_volume_are_enough(tmp_path):
             counted = dice((found == number) & labelled, label == number)
             assert row[f"dice_{part}"] == pytest.approx(counted), "the labelled voxels, and no others"
             assert dice(found == number, truth == number) > 0.85, "also where nothing is labelled"
+
+
+@pytest.mark.slow
+def test_nuclei_in_touch_are_told_apart_in_stacks(tmp_path):
+    """The network leaves bridges between them; they are parted at necks, across the planes as within them."""
+    data = nuclei_stacks(tmp_path / "data")
+    bundle, plan = new_bundle("nuclei", data, tmp_path)
+    short = {"max_epochs": 6, "steps_per_epoch": 40, "learning_rate": 0.005}
+    run, scores = trained(bundle, plan, tmp_path, tile_size=[8, 28, 28], **short)
+    assert scores["overall"]["seg"] > 0.75
+    assert scores["overall"]["merged_cells"] <= 1
+    run("inference", input=str(data / "images"), output_dir=str(tmp_path / "out"), device="cpu", pictures=False)
+    for label in sorted((data / "labels").iterdir()):
+        ids = tifffile.imread(tmp_path / "out" / f"{label.stem}_instances.tif")
+        assert seg_measure(tifffile.imread(label), ids) > 0.6

@@ -192,6 +192,49 @@ def test_balls_that_overlap_a_little_are_split() -> None:
         assert ((found == number) & ball).sum() > 0.97 * ball.sum()
 
 
+#: planes three times as far apart as pixels
+PLANES = (3, 1, 1)
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, 1), (1, 3), (2, 3)])
+def test_a_corridor_is_as_wide_across_planes_as_within_them(axis: int, expected: int) -> None:
+    """Of three pixels, but of one plane at least."""
+    cells = np.moveaxis(np.repeat([1, 2], 8) * np.ones((6, 12, 1), int), -1, axis)[None]
+    carved = SeparateInstances(width=3, keep_ids=True, spacing=PLANES)(cells)
+    background = (carved[0] == 0).any(axis=tuple(other for other in range(3) if other != axis))
+    assert background.sum() == expected
+    assert (LabelInstances(grow=3, spacing=PLANES)((carved > 0).astype(int)) > 0).all(), "and is given back"
+
+
+@pytest.mark.parametrize(("axis", "gap", "filled"), [(0, 1, True), (0, 2, False), (2, 3, True), (2, 4, False)])
+def test_across_planes_fewer_are_given_back(axis: int, gap: int, filled: bool) -> None:
+    row = np.repeat([1, 0, 1], [6, gap, 6])
+    mask = np.moveaxis(row * np.ones((3, 4, 1), int), -1, axis)[None]
+    assert (LabelInstances(grow=3, spacing=PLANES)(mask) > 0).all() == filled
+
+
+def test_flat_stacks_are_split_by_their_true_widths() -> None:
+    """Four planes are twelve pixels high: no neck. Counted as four, no voxel is deeper than two, and nothing a core."""
+    mask = np.zeros((1, 6, 18, 40), int)
+    mask[:, 1:5, 1:17, 1:17] = mask[:, 1:5, 1:17, 22:38] = mask[:, 1:5, 7:11, 17:22] = 1
+    assert LabelInstances(neck=2)(mask).max() == 1
+    found = LabelInstances(neck=2, spacing=PLANES)(mask)
+    assert found.max() == 2
+    assert np.ptp(np.bincount(found.ravel())[1:]) <= 16, "cut in the middle of the bridge"
+    mask[:, 1:5, 7:11, 17:22], mask[:, 1:2, 1:17, 17:22] = 0, 1  # as wide as they are, a plane thick: three pixels
+    assert LabelInstances(neck=2, spacing=PLANES)(mask).max() == 1
+    assert LabelInstances(neck=3, spacing=PLANES)(mask).max() == 2
+
+
+def test_rules_of_flat_voxels_hold_for_cubes() -> None:
+    grid = np.moveaxis(np.indices((10, 30, 60)), 0, -1) * PLANES
+    mask = np.any([np.linalg.norm(grid - (13, 14, x), axis=-1) < 10 for x in (12, 30, 49)], axis=0)[None].astype(int)
+    rules = LabelInstances(grow=1, neck=5.5, spacing=PLANES)
+    flat, cubes = rules(mask).repeat(3, 1), rules.in_pixels_of((1 / 3, 1, 1))(mask.repeat(3, 1))
+    assert flat.max() == cubes.max() == 3
+    assert (jaccard_of_best_matches(flat, cubes) > 0.97).all()
+
+
 def test_given_back_cells_touch_again_and_outlines_stay() -> None:
     mask = drawing(
         "........",
@@ -366,6 +409,8 @@ def test_dictionary_forms() -> None:
         ),
         (lambda: SeparateInstances(width=4), "width is 4; it must be an odd number of voxels, 3 for one"),
         (lambda: SeparateInstances(width=0), "width is 0; it must be an odd number of voxels, 1 for one"),
+        (lambda: SeparateInstances(spacing=(3, 0, 1)), "spacing is (3, 0, 1); the sides of a voxel are above 0"),
+        (lambda: LabelInstances(spacing=(1, -1)), "spacing is (1, -1); the sides of a voxel are above 0"),
         (lambda: LabelInstances(connectivity=8), "connectivity is 8; use 1 (faces)"),
         (lambda: LabelInstances(min_size=-1), "min_size is -1; it must be at least 0, which turns it off"),
         (lambda: LabelInstances(neck=-1), "neck is -1; it must be at least 0, which turns it off"),
