@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 #: the modules whose tables a page has
 PAGES = {
     "benchmarks.md": ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu"),
-    "new_bundle.md": ("studies.any_task",),
+    "new_bundle.md": ("studies.any_task", "studies.planning"),
 }
 
 
