@@ -186,8 +186,8 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
         smallest = objects.sizes[len(objects.sizes) // 100]
         at = f"half of the smallest but for 1 % of {count} labelled objects"
     width = _rounded(objects.median_width)
-    # of narrower objects, 3 pixels are too much; contacts of volumes are larger, and merged with a ridge of one
-    ridge = 1 if width < (16 if flat else 10) else 3 if width < 80 else 5
+    # of narrow objects, 3 pixels are too much; a short training does not learn a ridge of one
+    ridge = 1 if width < 10 else 3 if width < 80 else 5
     grow = ridge if flat else 1
     given = "a ridge up to this wide is given back to the objects that it separates"
     sigma = _rounded(min(5, max(2, width / 6)))

@@ -98,7 +98,7 @@ def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
     assert found["rescale"] is True
     assert found["min_size"] == pytest.approx(smallest / 2, abs=5)
     assert "half of the smallest of 128 labelled objects" in plan.settings["min_size"].why
-    assert (found["ridge"], found["grow"]) == (1, 1), "of 13 pixels in width"
+    assert (found["ridge"], found["grow"]) == (3, 3), "of 13 pixels in width"
     share = np.concatenate([tifffile.imread(file).ravel() > 0 for file in (data / "labels").iterdir()]).mean()
     assert found["class_weights"] == pytest.approx([1, np.sqrt((1 - share) / share)], rel=5e-3)
     assert found["neck"] == 3

@@ -219,7 +219,7 @@ def test_an_ended_run_that_is_resumed_is_running(tmp_path, store, client, experi
 def test_a_line_that_the_server_refuses_holds_up_nothing(tmp_path, store, client, experiment, caplog):
     journal = begin(tmp_path / "key", store, experiment)
     log(journal, [1])
-    journal.log_metrics({"no%name": 2}, 2)
+    journal.append("metrics", metrics=[["no%name", 2, 0, 2]])  # `log_metrics` would mend the name
     log(journal, [3])
     journal.start()
     journal.close("FINISHED")
