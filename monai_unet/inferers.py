@@ -298,7 +298,7 @@ class OverlapTileInferer(Inferer):
     def _tiles(self, x: Tensor, network: Callable[..., Tensor], args: Any, kwargs: Any, out: Tensor | None) -> Tensor:
         plan = self.plan(x.shape, network, out)
         origins = list(product(range(len(x)), plan.origins()))
-        computing: Callable[[], None] = lambda: None  # noqa: E731
+        waiting: list[Callable[[], None]] = []  # for the tiles that a GPU computes
         for first in tqdm(range(0, len(origins), self.sw_batch_size), disable=not self.progress, desc="tiles"):
             group = origins[first : first + self.sw_batch_size]
             windows = torch.cat([self.window(partial(_boxed, x[b : b + 1]), origin, plan) for b, origin in group])
@@ -313,9 +313,11 @@ class OverlapTileInferer(Inferer):
                 shape = (len(x), prediction.shape[1], *plan.size)
                 out = torch.empty(shape, dtype=dtype, device=self.device or x.device)
             arrived = fetch(prediction, out.device)
-            computing()  # now that a GPU has its next work
-            computing = partial(_stitch, out, group, arrived, plan)
-        computing()
+            waiting.append(partial(_stitch, out, group, arrived, plan))
+            if len(waiting) > 1:  # the GPU has its next work
+                waiting.pop(0)()
+        for stitch in waiting:
+            stitch()
         assert out is not None  # plan refuses empty inputs
         return out
 

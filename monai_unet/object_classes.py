@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from monai_unet.errors import InputError
 
-__all__ = ["class_of", "join_classes"]
+__all__ = ["class_of", "id_of", "join_classes"]
 
 Ids = TypeVar("Ids")
 
@@ -29,6 +29,22 @@ def class_of(ids: Ids, classes: int) -> Ids:
     """
     found: Any = ids
     return ((found - 1) % classes + 1) * (found > 0)
+
+
+def id_of(numbers: Ids, classes_of: Any, classes: int) -> Ids:
+    """Return the ids of objects, numbered from 1 on, of these classes; 0 of the background, number 0.
+
+    Args:
+        numbers: of the objects, within a class or over all of them, an array or a tensor.
+        classes_of: of each object, from 1 on; one for all, or as many as ``numbers``.
+        classes: how many there are, without the background.
+
+    >>> import numpy as np
+    >>> id_of(np.array([0, 1, 2]), np.array([1, 2, 1]), classes=2)
+    array([0, 2, 3])
+    """
+    found: Any = numbers
+    return ((found - 1) * classes + classes_of) * (found > 0)
 
 
 def join_classes(labels: Ids, files: Sequence[object] = ("labels",)) -> Ids:
@@ -49,9 +65,8 @@ def join_classes(labels: Ids, files: Sequence[object] = ("labels",)) -> Ids:
     channels: Any = labels
     if (classes := len(channels)) == 1:
         return labels
-    there = channels > 0
-    if several := int((there.sum(0) > 1).sum()):
+    if several := int(((channels > 0).sum(0) > 1).sum()):
         place, problem = " and ".join(map(str, files)), f"pixels that belong to objects of two classes: {several}"
         raise InputError(place, problem, "Take each of them away from one of the two objects")
-    joined: Any = sum((channels[c] * classes - (classes - 1 - c)) * there[c] for c in range(classes))
+    joined: Any = sum(id_of(channels[c], c + 1, classes) for c in range(classes))
     return joined[None]

@@ -16,7 +16,7 @@ from monai_unet.bundles.plan import Plan
 from monai_unet.data import CheckedVolumeReader, MicroscopyReader
 from monai_unet.object_classes import join_classes
 from monai_unet.options import require
-from monai_unet.tracking.pictures import edges
+from monai_unet.tracking.pictures import coloured, edges
 
 #: samples, and pixels of each
 SAMPLES, SIZE = 6, 320
@@ -72,9 +72,7 @@ def _sample(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The image, and beside it the same with outlines; every n-th pixel of large ones."""
     step = max(1, max(label.shape) // SIZE)
     shown = np.moveaxis(image[:, ::step, ::step], 0, -1).astype(np.float64)
-    shown = shown if shown.shape[-1] == 3 else shown[..., :1].repeat(3, axis=-1)
-    low, high = np.percentile(shown, (0.5, 99.5))
-    shown = (255 * ((shown - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    shown = (255 * coloured(shown, (0.5, 99.5))).astype(np.uint8)
     outlined = shown.copy()
     outlined[edges(label[::step, ::step])] = (255, 0, 0)
     return np.hstack([shown, outlined])

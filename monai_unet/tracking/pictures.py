@@ -87,7 +87,7 @@ class Pictures:
     def _draw(self, item: dict[str, Any], path: Path) -> None:
         if item["pred"].ndim < item["image"].ndim:  # MONAI Label wants the mask without channel
             item["pred"] = item["pred"][None]
-        image = _shown(_coloured(_page(item["image"], slice(None))))
+        image = _shown(coloured(_page(item["image"], slice(None))))
         probability, pred = _page(item.get("probability", item["pred"]), -1), _page(item["pred"], -1)
         label = None if item.get("label") is None else _page(item["label"], 0)
         panels = {"image": image}
@@ -154,9 +154,17 @@ def _page(tensor: Tensor, channel: int | slice) -> np.ndarray:
     return array if array.ndim == 2 else array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
 
 
-def _coloured(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, C) of any values → (H, W) or (H, W, 3), from 0 to 1."""
-    several = image.ndim == 3 and image.shape[-1] != 3  # three are taken for red, green and blue, and share a scale
-    low, high = (bound(image, axis=(0, 1) if several else None) for bound in (np.min, np.max))
-    image = (image - low) / np.maximum(high - low, 1e-6)
-    return image[..., [0, 1, 0]] if several and image.shape[-1] == 2 else image[..., :3] if several else image
+def coloured(image: np.ndarray, percentiles: tuple[float, float] = (0, 100)) -> np.ndarray:
+    """Return an image (H, W) or (H, W, C) of any values as colours (H, W, 3) from 0 to 1, black and white at these.
+
+    One channel is gray, of two the first is magenta and the second green, of more the first three are red, green and
+    blue. Three are taken for an image of colours and share a scale, others have their own.
+
+    >>> coloured(np.array([[[0.0, 7], [50, 5]]])).tolist()
+    [[[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]]
+    """
+    image = image if image.ndim == 3 else image[..., None]
+    channels = image.shape[-1]
+    low, high = np.percentile(image, percentiles, axis=None if channels == 3 else (0, 1))
+    image = ((image - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
+    return image[..., {1: [0, 0, 0], 2: [0, 1, 0]}.get(channels, [0, 1, 2])]

@@ -13,6 +13,8 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
+from monai_unet.object_classes import id_of
+
 __all__ = ["ClassifyInstancesd", "classify_instances"]
 
 
@@ -39,8 +41,7 @@ def classify_instances(ids: NdarrayOrTensor, probabilities: NdarrayOrTensor) -> 
     if each.shape[1:] != numbers.shape:
         raise ValueError(f"the ids have shape {numbers.shape}, the probabilities of a class {each.shape[1:]}")
     sums = np.stack([np.bincount(numbers.ravel(), channel.ravel()) for channel in each])
-    named = (np.arange(sums.shape[1]) - 1) * len(each) + 1 + sums.argmax(0)
-    named[0] = 0
+    named = id_of(np.arange(sums.shape[1]), sums.argmax(0) + 1, len(each))
     out = named[numbers][None].astype(np.uint16 if named.max() <= np.iinfo(np.uint16).max else np.int32)
     return convert_to_dst_type(out, ids, dtype=out.dtype)[0]
 

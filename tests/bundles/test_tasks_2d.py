@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import ndimage
 from tasks import histology, nuclei, three_classes, two_channels, two_kinds
 
-from monai_unet.bundles import decide
+from monai_unet.bundles import decide, page
 from monai_unet.bundles.doubt import examine
 from monai_unet.bundles.new import new_bundle
 from monai_unet.bundles.options import options
@@ -161,6 +161,13 @@ def test_objects_of_two_classes(planned):
     assert found["min_size"] == sizes[sizes > 0].min() // 2
     files = json.loads((folder / "data" / "dataset.json").read_text())["training"][0]["label"]
     assert [Path(file).parent.name for file in files] == ["labels_dim", "labels_round"]
+
+
+def test_samples_show_every_channel_on_a_scale_of_its_own() -> None:
+    image = np.zeros((2, 20, 20))
+    image[0, :5], image[1, 15:] = 1000, 1
+    shown = page._sample(image, np.zeros((20, 20), int))
+    assert [shown[row, 0].tolist() for row in (0, 10, 19)] == [[255, 0, 255], [0, 0, 0], [0, 255, 0]]
 
 
 def test_targets_and_scores_of_two_classes(planned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import nibabel as nib
@@ -13,12 +14,11 @@ from volume_tasks import ORGANS, organs_ct
 
 from monai_unet.bundles import decide
 from monai_unet.bundles.new import new_bundle
+from monai_unet.datasets.dicom_series import dicom_series
 from monai_unet.networks import ValidUNet
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
-from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
@@ -30,30 +30,14 @@ pytestmark = [
 def write_ct(volume: nib.Nifti1Image, folder: Path, modality: str = "CT") -> Path:
     """An axial series, a file per slice, as a scanner stores it: patient coordinates, an offset of -1024 HU."""
     folder.mkdir(parents=True)
-    volume = nib.as_closest_canonical(volume)
-    hounsfield, sides = np.asarray(volume.dataobj)[::-1, ::-1], volume.header.get_zooms()
-    corner = (volume.affine @ [hounsfield.shape[0] - 1, hounsfield.shape[1] - 1, 0, 1])[:3] * (-1, -1, 1)
-    study, series, frame = (str(generate_uid()) for _ in range(3))
-    for number in range(hounsfield.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        slice_ = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.FrameOfReferenceUID = study, series, frame
-        slice_.PatientName, slice_.PatientID = "Phantom", "0"
-        slice_.Modality, slice_.ImageType = modality, ["ORIGINAL", "PRIMARY", "AXIAL"]
-        slice_.InstanceNumber = number + 1
-        slice_.PixelSpacing, slice_.SliceThickness = [float(sides[1]), float(sides[0])], float(sides[2])
-        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        slice_.ImagePositionPatient = [*corner[:2].tolist(), float(corner[2] + number * sides[2])]
-        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.RescaleType = 1, -1024, "HU"
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation, slice_.PixelRepresentation = 1, "MONOCHROME2", 0
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 12, 11
-        stored = (hounsfield[..., number].T + 1024).clip(0, 4095).astype(np.uint16)
-        slice_.Rows, slice_.Columns = stored.shape
-        slice_.PixelData = stored.tobytes()
-        slice_.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    axial = nib.as_closest_canonical(volume).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
+    stored = (np.asarray(axial.dataobj) + 1024).clip(0, 4095).astype(np.uint16)
+    for number, content in enumerate(dicom_series(stored, axial.affine, "phantom")):
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        dataset.Modality, dataset.ImageType = modality, ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -1024, "HU"
+        dataset.save_as(folder / f"{number}.dcm")
     return folder
 
 

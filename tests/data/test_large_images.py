@@ -215,6 +215,7 @@ def test_another_pixel_size_is_rescaled_as_a_whole_image_is(tmp_path, monkeypatc
     )
     assert placed(group)[0] == [1, *own]
     assert "progress" not in group
+    assert group.attrs["monai_unet"]["label"]["reach"] == {0.25: 200, 0.52: 100, 0.3: 167}[min(own)]
 
 
 def test_a_rescaled_prediction_resumes(tmp_path, monkeypatch):

@@ -7,76 +7,23 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import requests
+from orthanc import MARKS, save
 from test_label_contract import HIPPOCAMPUS, on_the_command_line
-from test_server import Served, copy_of, free_port, pytestmark, start, stop
+from test_server import Served, copy_of, start, stop
 
 from monai_unet.datasets import prepare
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-pytestmark = [
-    *pytestmark,
-    pytest.mark.skipif(
-        not (shutil.which("Orthanc") and PLUGIN.exists()), reason="apt-get install orthanc orthanc-dicomweb"
-    ),
-]
-
-
-class Archive:
-    """Orthanc, and what the tests ask of it."""
-
-    def __init__(self, folder: Path) -> None:
-        port = free_port()
-        settings = {
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "HttpPort": port,
-            "HttpBindAddresses": ["127.0.0.1"],
-            "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
-            "DicomServerEnabled": False,
-            "Plugins": [str(PLUGIN)],
-            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        }
-        (folder / "orthanc.json").write_text(json.dumps(settings))
-        self.url = f"http://127.0.0.1:{port}"
-        self.web = f"{self.url}/dicom-web"
-        with (folder / "orthanc.log").open("wb") as log:
-            self.process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-        for _ in range(240):
-            try:
-                requests.get(f"{self.url}/system", timeout=10)
-                return
-            except requests.ConnectionError:
-                time.sleep(0.5)
-        raise AssertionError((folder / "orthanc.log").read_text())
-
-    def store(self, series: Path) -> str:
-        """Upload a folder of slices; its SeriesInstanceUID."""
-        for file in series.glob("*.dcm"):
-            requests.post(f"{self.url}/instances", data=file.read_bytes(), timeout=60).raise_for_status()
-        return str(pydicom.dcmread(next(series.glob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID)
-
-    def segmentations(self) -> list[pydicom.Dataset]:
-        found = []
-        for instance in requests.get(f"{self.url}/instances", timeout=60).json():
-            content = requests.get(f"{self.url}/instances/{instance}/file", timeout=60).content
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            if dataset.Modality == "SEG":
-                found.append(dataset)
-        return sorted(found, key=lambda dataset: (dataset.InstanceCreationDate, dataset.InstanceCreationTime))
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +47,6 @@ def uniform(series: Path, folder: Path) -> Path:
         dataset.PixelData = np.full_like(dataset.pixel_array, 100).tobytes()
         dataset.save_as(folder / file.name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory) -> Iterator[Archive]:
-    server = Archive(tmp_path_factory.mktemp("orthanc"))
-    try:
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +105,6 @@ def test_the_series_are_listed_and_their_masks_are_those_of_the_command_line(ser
 
 def test_an_empty_mask_is_an_answer(served, uids):
     assert voxels(dicom_seg(served, uids[2])) == {"Anterior hippocampus": {}, "Posterior hippocampus": {}}
-
-
-def save(served: Served, uid: str, label: Any) -> None:
-    """As 3D Slicer submits a label."""
-    files = {"label": ("label.nii.gz", label)}
-    form = {"params": json.dumps({"label_info": [{"name": "anterior"}, {"name": "posterior"}]})}
-    answer = requests.put(f"{served.url}/datastore/label", params={"image": uid}, files=files, data=form, timeout=300)
-    assert answer.status_code == 200, answer.text
 
 
 def test_labels_are_stored_as_dicom_seg_the_empty_one_and_one_part_alone_included(served, archive, uids, tmp_path):

@@ -15,22 +15,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 from browser import Browser
+from orthanc import MARKS, Archive, save
 from PIL import Image
 from test_label_contract import HIPPOCAMPUS
-from test_orthanc import Archive, archive, pytestmark, save  # noqa: F401  (a fixture)
 from test_server import ROOT, Served, start, stop
 
 from monai_unet.datasets import datalist, prepare
 from monai_unet.datasets.dicom_series import dicom_series
 
 pytestmark = [
-    *pytestmark,
+    *MARKS,
     pytest.mark.skipif(not os.environ.get("MONAI_UNET_DATA"), reason="no real data: MONAI_UNET_DATA"),
 ]
 
 
 @pytest.fixture(scope="module")
-def label(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:  # noqa: F811
+def label(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     """UID of the first case of the list test, stored in the archive, and its labels (column, row, slice)."""
     folder = tmp_path_factory.mktemp("case")
     item = datalist(prepare("msd_hippocampus", output=folder / "prepared").parent, "test")[0]
@@ -44,7 +44,7 @@ def label(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
 
 @pytest.fixture(scope="module")
 def served(
-    archive: Archive,  # noqa: F811
+    archive: Archive,
     label: tuple[str, np.ndarray],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
@@ -68,7 +68,7 @@ def test_a_case_is_segmented_as_well_as_the_bundle_promises(served: Served, labe
 @pytest.mark.skipif(not shutil.which("chromium"), reason="apt-get install chromium")
 def test_ohif_shows_the_series_and_the_segmentation(
     served: Served,
-    archive: Archive,  # noqa: F811
+    archive: Archive,
     label: tuple[str, np.ndarray],
     tmp_path: Path,
 ) -> None:

@@ -213,6 +213,15 @@ def test_across_planes_fewer_are_given_back(axis: int, gap: int, filled: bool) -
     assert (LabelInstances(grow=3, spacing=PLANES)(mask) > 0).all() == filled
 
 
+def test_a_ridge_goes_to_the_nearest_by_true_distances() -> None:
+    """A plane is three pixels away: farther than two pixels."""
+    mask = np.zeros((1, 2, 1, 6), int)
+    mask[0, 0, 0, :2] = mask[0, 1, 0, 2:] = 1
+    found = LabelInstances(grow=3, spacing=PLANES)(mask)[0, :, 0]
+    assert found[1].tolist() == [found[1, 5]] * 6
+    assert LabelInstances(grow=3)(mask)[0, 1, 0, 0] == found[0, 0]
+
+
 def test_flat_stacks_are_split_by_their_true_widths() -> None:
     """Four planes are twelve pixels high: no neck. Counted as four, no voxel is deeper than two, and nothing a core."""
     mask = np.zeros((1, 6, 18, 40), int)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from monai_unet.data import InputError
 from monai_unet.data.microscopy.outlines import instance_polygons
-from monai_unet.object_classes import class_of
+from monai_unet.object_classes import class_of, id_of
 
 COLORS = [[255, 210, 0], [0, 160, 255], [220, 60, 60], [80, 200, 80]]
 
@@ -72,6 +72,6 @@ def mask_of_xml(path: Path, shape: tuple[int, int], instances: bool, labels: Seq
             known, label = [name.lower() for name in labels], element.attrib.get("PartOfGroup", "")
             if label.lower() not in known:
                 raise InputError(path.name, f"an outline of the class {label!r}", f"Make it one of {', '.join(labels)}")
-            number = (number - 1) * len(labels) + known.index(label.lower()) + 1
+            number = id_of(number, known.index(label.lower()) + 1, len(labels))
         mask[low[1] : high[1], low[0] : high[0]][inside] = number if instances else 1
     return mask if instances else mask.astype(np.uint8)

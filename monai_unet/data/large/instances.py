@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from monai_unet.data.large.distribute import map_items
+from monai_unet.object_classes import id_of
 
 __all__ = ["blocks", "label_blocks"]
 
@@ -169,8 +170,7 @@ def _classified(ids: list[np.ndarray], count: int, sums: list[np.ndarray]) -> li
     totals = np.zeros((len(sums[0]), count + 1))
     for own, each in zip(ids, sums, strict=True):
         totals += [np.bincount(own[: each.shape[1]], of_class, count + 1) for of_class in each]
-    named = (np.arange(count + 1) - 1) * len(totals) + 1 + totals.argmax(0)
-    named[0] = 0
+    named = id_of(np.arange(count + 1), totals.argmax(0) + 1, len(totals))
     return [named[own].astype(np.uint32) for own in ids]
 
 

@@ -227,14 +227,14 @@ def _predict(
     def read(tile: _Tile) -> torch.Tensor:
         return inferer.window(read_box, tile[1], plan)
 
-    def write(tile: _Tile, probability: Callable[[], torch.Tensor], classes: Callable[[], torch.Tensor]) -> None:
+    def write(tile: _Tile, *arrived: Callable[[], torch.Tensor]) -> None:
         index, origin = tile
         box = plan.exclusive_box(origin)
-        if voxel is None:
-            group["0"][(slice(None), *box)] = probability().numpy()
-            group["labels/classes/0"][box] = classes().numpy()
+        probability, *classes = (each().numpy() for each in arrived)
+        if classes:
+            group["0"][(slice(None), *box)], group["labels/classes/0"][box] = probability, classes[0]
         else:
-            group["progress/probability"][(slice(None), *box)] = np.rint(FINE * probability().numpy())
+            group["progress/probability"][(slice(None), *box)] = np.rint(FINE * probability)
         done[index] = 1
 
     steps = _overlapped(left, read, write)
@@ -243,11 +243,10 @@ def _predict(
         for tile, window, submit in bar:
             logits = inferer.logits(send(window, device), network)[0]
             logits = logits[(slice(None), *(slice(s.stop - s.start) for s in plan.exclusive_box(tile[1])))].float()
-            probability = logits.softmax(0)[1:]
-            if voxel is None:
-                probability = probability.mul(255).round().to(torch.uint8)
-            classes = logits.argmax(0).to(torch.uint8)
-            submit(tile, fetch(probability, "cpu"), fetch(classes, "cpu"))
+            found = [logits.softmax(0)[1:]]
+            if voxel is None:  # else classes are found on the image's own grid
+                found = [found[0].mul(255).round().to(torch.uint8), logits.argmax(0).to(torch.uint8)]
+            submit(tile, *(fetch(each, "cpu") for each in found))
 
 
 def _overlapped(
