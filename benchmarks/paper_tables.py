@@ -1,18 +1,20 @@
 """The paper's two tables: one command trains, evaluates, and adds one row next to the paper's.
 
-    python -m benchmarks.paper_tables isbi2012|hela|u373 [--width 64|32] [--minutes N] [--seed N] [--work DIR]
+    python -m benchmarks.paper_tables isbi2012|hela|u373 [--width 64|32] [--minutes N] [--seed N] [--fold 01|02]
 
 Prepares the data, trains the bundle for the given minutes (for as many steps as the measured time of one allows),
 scores the held-out images averaged over the 8 exact rotations and mirrorings, writes the numbers with protocol,
-versions and hardware to benchmarks/results/paper_tables/*.json, and all of them as tables to docs/results.md. Width 64
-is the paper's network and optimiser; 32 is the compact recipe of the bundle. After an interruption, the same command
-resumes.
+versions and hardware to benchmarks/results/paper_tables/*.json, and all of them as tables to docs/results.md: over all
+cells or slices, and as the mean of frames or slices with its 95 % bootstrap interval. Width 64 is the paper's network
+and optimiser; 32 is the compact recipe of the bundle. Where both sequences of the cells are at hand, ``--fold 01``
+trains on all of sequence 01 and scores 02, ``--fold 02`` the reverse. After an interruption, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from benchmarks.peers import best_device, channels, fast_bfloat16
 from benchmarks.training_step import seconds_per_step
 from monai_unet.datasets import cards, prepare
 from monai_unet.provenance import code_version, hardware
+from monai_unet.tracking.scores import mean_over_images
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "paper_tables"
@@ -115,6 +118,7 @@ def reproduce(
     table: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    fold: str | None = None,
 ) -> dict[str, Any]:
     """Train, and score what was held out; return the record.
 
@@ -127,10 +131,19 @@ def reproduce(
         table: card, bundle and protocol, as in TABLES.
         options: of the bundle, for training and evaluation alike.
         training: options for the training alone.
+        fold: "01" or "02", the sequence to train on; the other one is scored.
     """
     table = table or TABLES[name]
     work.mkdir(parents=True, exist_ok=True)
     data = prepare(table["card"], output=work.parent / f"{name}_data").parent
+    scored_lists = {"held out": data, "sequence 02": data / "fold_01"}  # sequence 02 is never trained on
+    protocol = table["protocol"]
+    if fold:
+        data = data / f"fold_{fold}"
+        other = {"01": "02", "02": "01"}[fold]
+        scored_lists, protocol = {f"sequence {other}": data}, f"trained on sequence {fold}, scored on sequence {other}"
+        if not (data / "dataset.json").exists():
+            raise SystemExit(f"{data.parent} has no fold {fold}: put both sequences of {table['card']} there")
     file = work / "plan.json"
     settled = plan(width, minutes, seed, file)
     device = best_device()
@@ -159,7 +172,8 @@ def reproduce(
         "dataset": name,
         "width": width,
         "seed": seed,
-        "protocol": table["protocol"],
+        "protocol": protocol,
+        **({"fold": fold} if fold else {}),
         "optimizer": "Adam" if width == 32 else "SGD, momentum 0.99",
         "dtype": "bfloat16" if fast_bfloat16(device) else "float32",
         "steps": settings["max_epochs"] * settings["steps_per_epoch"],
@@ -170,8 +184,7 @@ def reproduce(
         "versions": code_version(),
         "scores": {},
     }
-    # sequence 02, if available: never trained on
-    for title, folder in (("held out", data), ("sequence 02", data / "fold_01")):
+    for title, folder in scored_lists.items():
         if (folder / "dataset.json").exists():
             scored = {"dataset_dir": folder, "ckpt_path": work / "model" / "model.pt", **(options or {})}
             bundle_run(
@@ -188,7 +201,8 @@ def reproduce(
 def keep(record: dict[str, Any]) -> None:
     """Write a record to where `document` finds it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    name = f"{record['dataset']}_{record['width']}_seed{record['seed']}.json"
+    fold = f"_fold{record['fold']}" if "fold" in record else ""
+    name = f"{record['dataset']}_{record['width']}{fold}_seed{record['seed']}.json"
     (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -199,19 +213,27 @@ def document() -> str:
         records = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}_*.json"))]
         if not records:
             continue
-        extra = ("merged_cells", "split_cells") if table["bundle"] == CELLS else ()
-        heads = [*table["scores"], *extra]
+        counts = ("merged_cells", "split_cells") if table["bundle"] == CELLS else ()
+        unit = "frames" if table["bundle"] == CELLS else "slices"
+        heads = [f"{head}{of}" for head in table["scores"] for of in ("", f", mean of {unit} (95 %)")] + list(counts)
         lines += [f"### {cards()[table['card']]['description'].split(';')[0]}", ""]
         lines += ["| | " + " | ".join(head.replace("_", " ") for head in heads) + " |", "|---" * (len(heads) + 1) + "|"]
         for record in records:
             ran = f"{record['steps']:,} steps in {record['training_s'] / 60:.0f} min on {record['hardware']}"
             for title, scores in record["scores"].items():
-                cells = [f"{scores['overall'][head]:.{0 if head in extra else 4}f}" for head in heads]
+                cells = []
+                for head in table["scores"]:
+                    of_images = mean_over_images([image.get(head, math.nan) for image in scores["images"]])
+                    low, high = of_images["interval"]
+                    cells += [f"{scores['overall'][head]:.4f}", f"{of_images['mean']:.4f} ({low:.4f}–{high:.4f})"]
+                cells += [f"{scores['overall'][head]:.0f}" for head in counts]
                 label = f"**width {record['width']}, seed {record['seed']}**, {title}; {ran}"
                 lines.append(f"| {label} | " + " | ".join(cells) + " |")
         for other, numbers in table["others"].items():
-            lines.append(f"| {other} | " + " | ".join(f"{n:g}" for n in numbers) + " |" + " |" * len(extra))
-        lines += ["", f"Ours: {records[0]['protocol']}; averaged over the 8 exact rotations and mirrorings.", ""]
+            cells = [cell for number in numbers for cell in (f"{number:g}", "")] + [""] * len(counts)
+            lines.append(f"| {other} | " + " | ".join(cells) + " |")
+        protocols = "; ".join(dict.fromkeys(record["protocol"] for record in records))
+        lines += ["", f"Ours: {protocols}; averaged over the 8 exact rotations and mirrorings.", ""]
     return "\n".join(lines)
 
 
@@ -221,10 +243,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, choices=(64, 32), default=32)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="default: runs/paper_tables/DATASET_WIDTH_seedN")
+    parser.add_argument("--fold", choices=("01", "02"), help="of the cells: the sequence to train on")
+    parser.add_argument("--work", type=Path, help="default: runs/paper_tables/DATASET_WIDTH[_foldF]_seedN")
     given = parser.parse_args()
-    work = given.work or ROOT / "runs" / "paper_tables" / f"{given.dataset}_{given.width}_seed{given.seed}"
-    record = reproduce(given.dataset, given.width, given.minutes, given.seed, work.absolute())
+    fold = f"_fold{given.fold}" if given.fold else ""
+    work = given.work or ROOT / "runs" / "paper_tables" / f"{given.dataset}_{given.width}{fold}_seed{given.seed}"
+    record = reproduce(given.dataset, given.width, given.minutes, given.seed, work.absolute(), fold=given.fold)
     keep(record)
     before, begin, rest = DOCS.read_text().partition("<!-- paper tables: written by benchmarks.paper_tables -->\n")
     _, end, after = rest.partition("<!-- end of the paper tables -->\n")

@@ -240,7 +240,7 @@ def main() -> None:
         for contender in given.contenders
     ]
     if (*given.tasks, *given.contenders) == (*TASKS, *CONTENDERS):
-        print(table(record("nnunet", rows, minutes=given.minutes, nnunetv2=installed.stdout.decode())))
+        print(table(record("nnunet", rows, minutes=given.minutes, nnunetv2=installed)))
 
 
 if __name__ == "__main__":

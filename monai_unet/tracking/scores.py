@@ -17,7 +17,7 @@ from monai_unet.files import replacing
 from monai_unet.tracking.journal import scalars
 from monai_unet.tracking.run import Tracking
 
-__all__ = ["Scores"]
+__all__ = ["Scores", "mean_over_images"]
 
 #: draws of as many images as there are, with replacement
 RESAMPLED = 2000
@@ -89,12 +89,13 @@ class Scores:
             for row, value in zip(rows, values, strict=True):
                 row[name] = value
 
-        means = {name: _mean(values) for name, values in per_image.items()}
+        means = {name: mean_over_images(values) for name, values in per_image.items()}
         types: dict[str, dict[str, Any]] = {}
         for kind in sorted({kind for kind in self.types if kind is not None}):
             chosen = [number for number, found in enumerate(self.types) if found == kind]
-            found = {name: _mean([values[number] for number in chosen]) for name, values in per_image.items()}
-            types[kind] = {"images": len(chosen), **found}
+            types[kind] = {"images": len(chosen)}
+            for name, values in per_image.items():
+                types[kind][name] = mean_over_images([values[number] for number in chosen])
         for title, scores in {f"mean of {len(rows)}": means, **types}.items():
             number = f", {scores['images']}" if "images" in scores else ""
             texts = [f"{name} {scores[name]['mean']:.3f} ({_range(scores[name]['interval'])})" for name in per_image]
@@ -121,8 +122,18 @@ class Scores:
                     journal.log_metrics({f"{name}_per_image": value}, step)
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over images, and its 95 % bootstrap interval; images without a value do not count."""
+def mean_over_images(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of one number per image, and its 95 % bootstrap interval; images without a value do not count.
+
+    Args:
+        values: one per image; NaN where it has none.
+
+    Returns:
+        ``{"mean": float, "interval": [low, high]}``, NaN if no image has a value.
+
+    >>> mean_over_images([0.5, 0.75, 1.0])
+    {'mean': 0.75, 'interval': [0.5, 1.0]}
+    """
     known = np.array([value for value in values if not np.isnan(value)])
     if not len(known):
         return {"mean": float("nan"), "interval": [float("nan")] * 2}

@@ -35,7 +35,7 @@ class Bundles:
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> Bundles:
     stand_in = Bundles()
-    for fold in (".", "fold_01"):
+    for fold in (".", "fold_01", "fold_02"):
         (tmp_path / "data" / fold).mkdir(parents=True)
         (tmp_path / "data" / fold / "dataset.json").write_text("{}")
     monkeypatch.setattr(paper_tables, "bundle_run", stand_in)
@@ -87,8 +87,20 @@ def test_the_table_has_ours_next_to_the_paper_s(bundles, tmp_path):
         record = paper_tables.reproduce("hela", width=32, minutes=20, seed=seed, work=tmp_path / f"work{seed}")
         paper_tables.keep(record)
     text = paper_tables.document()
-    assert "| | seg | merged cells | split cells |" in text
+    assert "| | seg | seg, mean of frames (95 %) | merged cells | split cells |" in text
     assert "| **width 32, seed 1**, held out; 2,000 steps in 2 min on " in text
-    assert text.count("| 0.7500 | 3 | 1 |") == 4
-    assert "| U-Net in the paper, challenge's test set | 0.7756 | | |" in text
+    assert text.count("| 0.7500 | 0.7500 (0.7500–0.7500) | 3 | 1 |") == 4
+    assert "| U-Net in the paper, challenge's test set | 0.7756 |  |  |  |" in text
     assert "U373" not in text, "no row without a result"
+
+
+def test_a_fold_trains_on_one_sequence_and_scores_the_other(bundles, tmp_path):
+    record = paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work", fold="02")
+    assert {Path(options["dataset_dir"]).name for _, options in bundles.runs} == {"fold_02"}
+    assert set(record["scores"]) == {"sequence 01"}
+    paper_tables.keep(record)
+    assert "Ours: trained on sequence 02, scored on sequence 01;" in paper_tables.document()
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["hela_32_fold02_seed0.json"]
+    (tmp_path / "data" / "fold_01" / "dataset.json").unlink()
+    with pytest.raises(SystemExit, match="no fold 01: put both sequences of dic_c2dh_hela there"):
+        paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "other", fold="01")
