@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,15 +26,22 @@ class PixelWeightedCrossEntropyLoss(_Loss):
         reduction: "mean" divides the sum by Σₓ w(x), as `torch.nn.CrossEntropyLoss` does with class weights, so that
             learning rates depend neither on tile size nor on the scale of the weights; "sum" is Eq. 1 to the letter;
             "none" returns the summands, ``(B, *spatial)``.
+        class_weights: the factors of the classes that the weight map contains, one per class, background first.
+            Weights make rare classes learnt sooner, but also found too often: a network so trained gives a class of
+            weight w the probability w · p, normalised, where p is the right one. If they are given, the logits have
+            log w added within the loss, so that the network's own are those of p. None, or "balanced", which differs
+            from image to image: as in the paper, nothing is added. A class of weight 0 is not learnt.
 
     Shapes:
         input: logits ``(B, K, *spatial)``, float.
         target: ``(B, 1 or 2, *spatial)``: class index in 0 … K − 1, and optionally the weight, ≥ 0 (default: 1).
 
     Raises:
-        ValueError: another reduction; a target whose shape does not fit the logits; a class index outside 0 … K − 1.
+        ValueError: another reduction; class weights that are not one finite number of at least 0 per class; a target
+            whose shape does not fit the logits; a class index outside 0 … K − 1.
 
-    Source: Ronneberger et al. 2015, Eq. 1.
+    Source: Ronneberger et al. 2015, Eq. 1. That weights act as other frequencies of the classes would, and how to undo
+    that: Saerens et al. 2002, Neural Computation 14(1), doi:10.1162/089976602753284446.
 
     >>> import math
     >>> logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).reshape(1, 2, 1, 2)  # p of class 0: 1/2 and 3/4
@@ -40,8 +50,11 @@ class PixelWeightedCrossEntropyLoss(_Loss):
     tensor(2.2493)
     """
 
-    def __init__(self, reduction: str = "mean") -> None:
+    def __init__(self, reduction: str = "mean", class_weights: str | Sequence[float] | None = None) -> None:
         super().__init__(reduction=parse_choice("reduction", reduction, ("mean", "sum", "none")))
+        self.class_weights = None if class_weights is None or isinstance(class_weights, str) else list(class_weights)
+        if self.class_weights and not all(0 <= weight < math.inf for weight in self.class_weights):
+            raise ValueError(f"class_weights is {class_weights}; use finite numbers of at least 0, one per class")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         batch, classes, *spatial = input.shape
@@ -58,7 +71,13 @@ class PixelWeightedCrossEntropyLoss(_Loss):
                 f"target holds class indices from {int(index.min())} to {int(index.max())}; "
                 f"logits of {classes} classes allow 0 to {classes - 1}"
             )
-        summands = weight * F.cross_entropy(input.float(), index, reduction="none")
+        logits = input.float()
+        if self.class_weights:
+            if len(self.class_weights) != classes:
+                raise ValueError(f"{len(self.class_weights)} class_weights for {classes} classes; give one per class")
+            added = [math.log(each) if each else 0.0 for each in self.class_weights]
+            logits = logits + logits.new_tensor(added).reshape(1, classes, *[1] * len(spatial))
+        summands = weight * F.cross_entropy(logits, index, reduction="none")
         summands = summands.where(weight > 0, 0)  # 0 · inf would be NaN
         if self.reduction == "none":
             return summands

@@ -71,6 +71,45 @@ def test_a_class_index_out_of_range(index):
         PixelWeightedCrossEntropyLoss()(LOGITS, torch.full((1, 1, 1, 3), index))
 
 
+def test_class_weights_that_are_given_leave_the_probabilities_as_they_are():
+    """One voxel in ten is of class 1, without any hint which: the best logits say so, whatever the weights."""
+    index = torch.zeros(10)
+    index[0] = 1
+    for weights, given, expected in (([1, 5], [1, 5], 0.1), ([1, 5], None, 5 / 14), ([1, 5], "balanced", 5 / 14)):
+        target = torch.stack([index, torch.tensor(weights)[index.long()]]).reshape(1, 2, 10)
+        bias = torch.zeros(2, requires_grad=True)
+        loss, optimizer = PixelWeightedCrossEntropyLoss(class_weights=given), torch.optim.LBFGS([bias], max_iter=100)
+
+        def closure(bias=bias, loss=loss, target=target, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(bias.reshape(1, 2, 1).expand(1, 2, 10), target)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        assert torch.softmax(bias, 0)[1].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_class_of_weight_zero_is_not_learnt():
+    logits = LOGITS.clone().requires_grad_()
+    target = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]).reshape(1, 2, 1, 3)
+    loss = PixelWeightedCrossEntropyLoss(class_weights=[1, 0])(logits, target)
+    loss.backward()
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(5)) / 2, rel=1e-6)
+    assert logits.grad[..., 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("weights", [[-1, 1], [math.inf, 1], [math.nan, 1]])
+def test_class_weights_that_are_none(weights):
+    with pytest.raises(ValueError, match="use finite numbers of at least 0, one per class"):
+        PixelWeightedCrossEntropyLoss(class_weights=weights)
+
+
+def test_as_many_class_weights_as_classes():
+    with pytest.raises(ValueError, match="3 class_weights for 2 classes; give one per class"):
+        PixelWeightedCrossEntropyLoss(class_weights=[1, 1, 2])(LOGITS, TARGET)
+
+
 def test_an_unknown_reduction():
     with pytest.raises(ValueError, match="reduction is 'avg'; it must be mean, sum or none"):
         PixelWeightedCrossEntropyLoss(reduction="avg")

@@ -148,9 +148,8 @@ def ours(instances: bool, minutes: float, work: Path, output: Path) -> None:
     run([*train, "--output_dir", output / "models", "--resume", "auto"], log)
     predict = [*monai, configs / "inference.yaml", "--input", work / "test", "--output_dir", output]
     predict += ["--ckpt_path", output / "models" / "model.pt"]
-    run(
-        [*predict, *(["--keep_names", "true"] if "keep_names" in (configs / "inference.yaml").read_text() else [])], log
-    )
+    named = [] if instances else ["--keep_names", "true"]  # of volumes, which may be patients'
+    run([*predict, *named], log)
 
 
 def planned(bundle: Path) -> dict[str, Any]:
@@ -164,10 +163,16 @@ def scores(task: Task, work: Path, output: Path) -> dict[str, float]:
     split, items = json.loads((work / "split.json").read_text()), datalist(work / "data", "test")
     references, predictions, dice = [], [], []
     for stem, item in zip(split["test"], items, strict=True):
-        found = [output / f"{stem}{ending}" for ending in ("_instances.tif", "_seg.nii.gz", task.ending)]
-        reference, prediction = read(Path(item["label"])), read(next(file for file in found if file.exists()))
+        # ours first; the name of a volume's mask has a hash of its identity
+        files = [
+            output / f"{stem}_instances.tif",
+            *output.glob(f"{stem}_*_seg.nii.gz"),
+            output / f"{stem}{task.ending}",
+        ]
+        found = next(file for file in files if file.exists())
+        reference, prediction = read(Path(item["label"])), read(found)
         if task.instances:
-            if not found[0].exists():
+            if found.name.endswith(task.ending):
                 prediction = ndimage.label(prediction)[0]
             references.append(reference)
             predictions.append(prediction)

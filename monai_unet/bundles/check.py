@@ -90,6 +90,8 @@ def _check_value(name: str, value: Any, defaults: list[Any]) -> None:
     """Refuse a value of another kind than all defaults of an option have."""
     if value is None or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
         return
+    if value in ("null", "none") and None in defaults:
+        raise InputError(f"--{name}", f"it is {value!r}, read as a word", "Write '$None', with the single quotes")
     if name == "device":
         try:
             torch.empty(0, device=value)

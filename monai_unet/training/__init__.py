@@ -5,7 +5,7 @@ from monai_unet.training.guards import Guards
 from monai_unet.training.progress import Progress
 from monai_unet.training.seeding import SeededDataset, SeededLoader, SeededSampler
 from monai_unet.training.signals import TrainingStopped, shield_worker
-from monai_unet.training.start import init_weights
+from monai_unet.training.start import init_head, init_weights
 from monai_unet.training.statistics import FixedStatistics
 from monai_unet.training.targets import PrepareTarget
 
@@ -20,6 +20,7 @@ __all__ = [
     "SeededLoader",
     "SeededSampler",
     "TrainingStopped",
+    "init_head",
     "init_weights",
     "shield_worker",
 ]

@@ -100,6 +100,7 @@ def test_the_config_of_large_images_passes():
         ("dropout", True, "a number of at least 0"),
         ("device", "gpu", "Use cpu"),
         ("output_dir", 20240501, "./NAME"),
+        ("norm", "null", "it is 'null', read as a word. Write '$None', with the single quotes"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(option, value, cure):
@@ -110,7 +111,7 @@ def test_a_value_of_another_kind_is_refused(option, value, cure):
 
 
 def test_expressions_and_all_kinds_of_a_value_pass():
-    check("train", tile_size=[196, 388], class_weights=[1, 2], flip_prob=[0.5, 0], max_epochs="$3 + 4", device="cpu")
+    check("train", tile_size=[196, 388], class_weights=[1, 2], flip_prob=[0.5, 0], max_epochs="$3 + 4", norm="$None")
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/configs/[tie]*.yaml")), ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 
@@ -11,8 +12,9 @@ from ignite.engine import Engine
 from tiny_training import train
 
 from monai_unet.errors import InputError
+from monai_unet.losses import PixelWeightedCrossEntropyLoss
 from monai_unet.networks import ValidUNet
-from monai_unet.training import TrainingStopped, init_weights
+from monai_unet.training import TrainingStopped, init_head, init_weights
 
 
 @pytest.fixture
@@ -91,3 +93,34 @@ def test_a_resumed_training_goes_on_from_its_own_weights(weights, tmp_path):
     with pytest.raises(TrainingStopped) as stopped:
         train(tmp_path / "parts", epochs=1, wrap=started, on_step=stop)
     assert {**stopped.value.curve, **train(tmp_path / "parts", epochs=1, wrap=started, resume=True)} == whole
+
+
+def test_a_head_for_class_weights_lets_the_loss_see_what_it_would_see_without_them():
+    """Three steps of training with weights undone are those of training with them, and the logits differ by log w."""
+    torch.manual_seed(0)
+    weights, images = [1.0, 5.0, 2.0], torch.rand(3, 1, 1, 20, 20)
+    plain = ValidUNet(2, 1, 3, (2, 3), dropout=0)
+    undone = copy.deepcopy(plain)
+    init_head(undone, weights)
+    labels = torch.randint(0, 3, (3, 1, *plain(images[0]).shape[2:]))
+    targets = torch.stack([labels.float(), torch.tensor(weights)[labels]], dim=2)
+    for network, loss in (
+        (plain, PixelWeightedCrossEntropyLoss()),
+        (undone, PixelWeightedCrossEntropyLoss(class_weights=weights)),
+    ):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        for image, target in zip(images, targets, strict=True):
+            optimizer.zero_grad()
+            loss(network(image), target).backward()
+            optimizer.step()
+    difference = plain(images[0]) - undone(images[0])
+    expected = torch.tensor(weights).log().reshape(1, 3, 1, 1).expand_as(difference)
+    torch.testing.assert_close(difference, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", [0, 1]])
+def test_a_head_without_weights_to_undo(weights):
+    network = ValidUNet(2, 1, 2, (2, 3))
+    before = network.head.bias.clone()
+    init_head(network, weights)
+    assert torch.equal(network.head.bias, before)
