@@ -159,7 +159,7 @@ def planned(bundle: Path) -> dict[str, Any]:
 
 
 def scores(task: Task, work: Path, output: Path) -> dict[str, float]:
-    """Score what was predicted of the list test."""
+    """Score what was predicted of the list test: over all objects, and as means over the images."""
     split, items = json.loads((work / "split.json").read_text()), datalist(work / "data", "test")
     references, predictions, dice = [], [], []
     for stem, item in zip(split["test"], items, strict=True):
@@ -183,7 +183,9 @@ def scores(task: Task, work: Path, output: Path) -> dict[str, float]:
                 dice.append(2 * (a & b).sum() / (a.sum() + b.sum()))
     result = {"dice": float(np.mean(dice))}
     if task.instances:
-        result |= {"seg": seg_measure(references, predictions), "ap": average_precision(references, predictions)}
+        for name, measure in (("seg", seg_measure), ("ap", average_precision)):
+            each = [measure([a], [b]) for a, b in zip(references, predictions, strict=True)]
+            result |= {name: measure(references, predictions), f"{name}_of_images": float(np.mean(each))}
     return result
 
 
@@ -208,12 +210,24 @@ def compare(name: str, contender: str, environment: Path, minutes: float, work: 
 
 
 def table(result: dict[str, Any]) -> str:
-    header = ["task", "", "Dice", "SEG", "AP at IoU 0.5", "steps", "images per step", "minutes of training"]
+    header = [
+        "task",
+        "",
+        "Dice",
+        "SEG",
+        "of images",
+        "AP at IoU 0.5",
+        "of images",
+        "steps",
+        "images per step",
+        "minutes",
+    ]
+    scored = ("dice", "seg", "seg_of_images", "ap", "ap_of_images")
     rows = [
         [
             row["task"],
             row["name"],
-            *(f"{row[key]:.3f}" if key in row else "" for key in ("dice", "seg", "ap")),
+            *(f"{row[key]:.3f}" if key in row else "" for key in scored),
             f"{row['steps']:,}",
             row["batch"],
             f"{row['training_s'] / 60:.1f}",
