@@ -210,18 +210,8 @@ def compare(name: str, contender: str, environment: Path, minutes: float, work: 
 
 
 def table(result: dict[str, Any]) -> str:
-    header = [
-        "task",
-        "",
-        "Dice",
-        "SEG",
-        "of images",
-        "AP at IoU 0.5",
-        "of images",
-        "steps",
-        "images per step",
-        "minutes",
-    ]
+    header = ["task", "", "Dice", "SEG", "mean of images", "AP at IoU 0.5", "mean of images"]
+    header += ["steps", "images per step", "minutes"]
     scored = ("dice", "seg", "seg_of_images", "ap", "ap_of_images")
     rows = [
         [

@@ -145,6 +145,11 @@ class Plan:
         return self.kind == "instances"
 
     @property
+    def undoes_weights(self) -> bool:
+        """Whether the loss undoes the class weights; not of instances, where the border term of Eq. 2 balances them."""
+        return not self.card and not self.instances
+
+    @property
     def object_classes(self) -> int:
         """How many classes the objects are of, 0 if they are not told apart."""
         return len(self.class_names) - 1 if self.instances else 0
