@@ -78,7 +78,7 @@ def hardware(device: torch.device) -> str:
 def environment() -> str:
     """List all installed packages in pip's format, below a comment with Python's version and the platform.
 
-    >>> f"torch=={torch.__version__}" in environment().splitlines()
+    >>> f"torch=={importlib.metadata.version('torch')}" in environment().splitlines()
     True
     """
     installed = {f"{package.name}=={package.version}" for package in importlib.metadata.distributions()}
