@@ -1,6 +1,7 @@
 """The paper's two tables: one command trains, evaluates, and adds one row next to the paper's.
 
     python -m benchmarks.paper_tables isbi2012|hela|u373 [--width 64|32] [--minutes N] [--seed N] [--fold 01|02]
+        [--work DIR]
 
 Prepares the data, trains the bundle for the given minutes (for as many steps as the measured time of one allows),
 scores the held-out images averaged over the 8 exact rotations and mirrorings, writes the numbers with protocol,
@@ -143,7 +144,7 @@ def reproduce(
         other = {"01": "02", "02": "01"}[fold]
         scored_lists, protocol = {f"sequence {other}": data}, f"trained on sequence {fold}, scored on sequence {other}"
         if not (data / "dataset.json").exists():
-            raise SystemExit(f"{data.parent} has no fold {fold}: put both sequences of {table['card']} there")
+            raise SystemExit(f"no --fold {fold} of {table['card']}: a fold needs both sequences of cells")
     file = work / "plan.json"
     settled = plan(width, minutes, seed, file)
     device = best_device()

@@ -29,8 +29,11 @@ class PixelWeightedCrossEntropyLoss(_Loss):
         class_weights: the factors of the classes that the weight map contains, one per class, background first.
             Weights make rare classes learnt sooner, but also found too often: a network so trained gives a class of
             weight w the probability w · p, normalised, where p is the right one. If they are given, the logits have
-            log w added within the loss, so that the network's own are those of p. None, or "balanced", which differs
-            from image to image: as in the paper, nothing is added. A class of weight 0 is not learnt.
+            log w added within the loss, so that the network's own are those of p. None: nothing is added, as in the
+            paper. A class of weight 0 is not learnt.
+
+    Attributes:
+        added: what is added to the logits, one number per class; empty for nothing.
 
     Shapes:
         input: logits ``(B, K, *spatial)``, float.
@@ -50,11 +53,12 @@ class PixelWeightedCrossEntropyLoss(_Loss):
     tensor(2.2493)
     """
 
-    def __init__(self, reduction: str = "mean", class_weights: str | Sequence[float] | None = None) -> None:
+    def __init__(self, reduction: str = "mean", class_weights: Sequence[float] | None = None) -> None:
         super().__init__(reduction=parse_choice("reduction", reduction, ("mean", "sum", "none")))
-        self.class_weights = None if class_weights is None or isinstance(class_weights, str) else list(class_weights)
-        if self.class_weights and not all(0 <= weight < math.inf for weight in self.class_weights):
+        weights = list(class_weights or ())
+        if not all(0 <= weight < math.inf for weight in weights):
             raise ValueError(f"class_weights is {class_weights}; use finite numbers of at least 0, one per class")
+        self.added = [math.log(weight) if weight else 0.0 for weight in weights]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         batch, classes, *spatial = input.shape
@@ -72,11 +76,10 @@ class PixelWeightedCrossEntropyLoss(_Loss):
                 f"logits of {classes} classes allow 0 to {classes - 1}"
             )
         logits = input.float()
-        if self.class_weights:
-            if len(self.class_weights) != classes:
-                raise ValueError(f"{len(self.class_weights)} class_weights for {classes} classes; give one per class")
-            added = [math.log(each) if each else 0.0 for each in self.class_weights]
-            logits = logits + logits.new_tensor(added).reshape(1, classes, *[1] * len(spatial))
+        if self.added:
+            if len(self.added) != classes:
+                raise ValueError(f"{len(self.added)} class_weights for {classes} classes; give one per class")
+            logits = logits + logits.new_tensor(self.added).reshape(1, classes, *[1] * len(spatial))
         summands = weight * F.cross_entropy(logits, index, reduction="none")
         summands = summands.where(weight > 0, 0)  # 0 · inf would be NaN
         if self.reduction == "none":

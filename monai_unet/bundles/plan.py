@@ -146,7 +146,7 @@ class Plan:
 
     @property
     def undoes_weights(self) -> bool:
-        """Whether the loss undoes the class weights; not of instances, where the border term of Eq. 2 balances them."""
+        """Whether the loss undoes the class weights; not for instances: the border term of Eq. 2 balances them."""
         return not self.card and not self.instances
 
     @property

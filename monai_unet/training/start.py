@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from monai_unet.errors import InputError
+from monai_unet.losses import PixelWeightedCrossEntropyLoss
 from monai_unet.networks import ValidUNet, load_network
 
 __all__ = ["init_head", "init_weights"]
@@ -22,26 +20,31 @@ FIRST = "encoder.0.conv1.weight"
 logger = logging.getLogger(__name__)
 
 
-def init_head(network: ValidUNet | nn.Module, class_weights: str | Sequence[float] | None) -> None:
-    """Start a fresh network for a `PixelWeightedCrossEntropyLoss` that undoes class weights: biases of −log w.
+def init_head(network: ValidUNet | nn.Module, loss: PixelWeightedCrossEntropyLoss | nn.Module) -> None:
+    """Subtract from the head's biases what a `PixelWeightedCrossEntropyLoss` adds to the logits to undo class weights.
 
-    The loss adds log w to the logits. With these biases, it sees what it would see without either, so that training
-    begins with all classes alike instead of unlearning the weights first.
+    The loss then sees what it would see without either, so that training begins with all classes alike instead of
+    unlearning the weights first.
 
     Args:
-        network: a `ValidUNet`, wrapped or not.
-        class_weights: as of the loss; nothing is done for None or "balanced", and for a class of weight 0.
+        network: a fresh `ValidUNet`, wrapped or not.
+        loss: of its training; for any other loss nothing is done.
+
+    Raises:
+        InputError: the loss has weights for another number of classes.
 
     >>> network = ValidUNet(2, 1, 2, features=(4, 8))
-    >>> init_head(network, [1, 5])
+    >>> init_head(network, PixelWeightedCrossEntropyLoss(class_weights=[1, 5]))
     >>> network.head.bias.data
     tensor([ 0.0000, -1.6094])
     """
-    if class_weights is None or isinstance(class_weights, str):
-        return
+    added = loss.added if isinstance(loss, PixelWeightedCrossEntropyLoss) else []
     own: Any = getattr(network, "module", network)
-    with torch.no_grad():
-        own.head.bias -= own.head.bias.new_tensor([math.log(each) if each else 0.0 for each in class_weights])
+    if added and len(added) != own.out_channels:
+        problem = f"{len(added)} numbers for {own.out_channels} classes"
+        raise InputError("--class_weights", problem, "Give one per class, the background's first")
+    if added:
+        own.head.bias.data -= own.head.bias.new_tensor(added)
 
 
 def init_weights(network: ValidUNet | nn.Module, path: str | os.PathLike[str] | None) -> None:

@@ -102,5 +102,5 @@ def test_a_fold_trains_on_one_sequence_and_scores_the_other(bundles, tmp_path):
     assert "Ours: trained on sequence 02, scored on sequence 01;" in paper_tables.document()
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["hela_32_fold02_seed0.json"]
     (tmp_path / "data" / "fold_01" / "dataset.json").unlink()
-    with pytest.raises(SystemExit, match="no fold 01: put both sequences of dic_c2dh_hela there"):
+    with pytest.raises(SystemExit, match="no --fold 01 of dic_c2dh_hela: a fold needs both sequences"):
         paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "other", fold="01")

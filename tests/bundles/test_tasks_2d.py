@@ -132,6 +132,28 @@ def test_classes_weigh_by_the_root_of_their_rarity(planned):
     assert not found.keys() & {"w0", "sigma_border", "ridge", "min_size", "pixel_size_um"}
 
 
+def test_class_weights_are_undone_for_classes_alone(planned, tmp_path, store, monkeypatch):
+    """By the loss and by the head with which training starts; the head of other weights stays as it is."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    short = {**SHORT, "device": "cpu", "output_dir": str(tmp_path)}
+    _, folder, plan = planned(three_classes)
+    parser = driver(folder)[0]("train", **short).parser
+    logarithms = np.log(values(plan)["class_weights"])
+    assert max(logarithms) > 0.5
+    assert parser.get_parsed_content("loss").added == pytest.approx(logarithms)
+    assert parser.get_parsed_content("network_def").head.bias.tolist() == pytest.approx(-logarithms)
+
+    other = ValidUNet(2, 1, 4, SHORT["features"], norm="batch")
+    torch.nn.init.constant_(other.head.bias, 7)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    parser = driver(folder)[0]("train", **short, init_weights=str(tmp_path / "other.pt")).parser
+    assert parser.get_parsed_content("network_def").head.bias.tolist() == [7] * 4
+
+    parser = driver(planned(nuclei)[1])[0]("train", **short).parser
+    assert parser.get_parsed_content("loss").added == []
+    assert not parser.get_parsed_content("network_def").head.bias.any()
+
+
 def test_masks_of_colour_images(planned):
     _, _, plan = planned(histology)
     assert (plan.kind, plan.channel_names, plan.class_names) == (

@@ -246,24 +246,21 @@ def test_terminated_in_order_is_finished_and_without_completion_killed(client, e
     assert [run.info.status for run in runs(client, experiment)] == ["FINISHED", "KILLED"]
 
 
+def die(engine: Engine) -> None:
+    if engine.state.iteration == 3:
+        while not engine.tracking.journal._sender.offset:
+            time.sleep(0.01)  # until the run exists
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @POSIX
-@pytest.mark.skipif(torch.version.cuda is not None, reason="torch for CUDA cannot train in a forked process")
 def test_a_killed_training_stays_running_and_the_next_does_not_join_it(client, experiment):
-    """SIGKILL in a forked child; then a new training, and one that resumes."""
-
-    def die(engine: Engine) -> None:
-        if engine.state.iteration == 3:
-            while not engine.tracking.journal._sender.offset:
-                time.sleep(0.01)  # until the run exists
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:
-        try:
-            train(experiment, on_step=die)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    """SIGKILL in a process of its own (torch for CUDA cannot train in a forked one); then a new training, and one that
+    resumes.
+    """
+    training = f"from test_run import *; journal_module.INTERVAL = 0.05; train({experiment!r}, on_step=die)"
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", training], env=path).returncode == -signal.SIGKILL
     (killed,) = runs(client, experiment)
     assert killed.info.status == "RUNNING"
     fresh = train(experiment)

@@ -101,26 +101,31 @@ def test_a_head_for_class_weights_lets_the_loss_see_what_it_would_see_without_th
     weights, images = [1.0, 5.0, 2.0], torch.rand(3, 1, 1, 20, 20)
     plain = ValidUNet(2, 1, 3, (2, 3), dropout=0)
     undone = copy.deepcopy(plain)
-    init_head(undone, weights)
+    loss = PixelWeightedCrossEntropyLoss(class_weights=weights)
+    init_head(undone, loss)
     labels = torch.randint(0, 3, (3, 1, *plain(images[0]).shape[2:]))
     targets = torch.stack([labels.float(), torch.tensor(weights)[labels]], dim=2)
-    for network, loss in (
-        (plain, PixelWeightedCrossEntropyLoss()),
-        (undone, PixelWeightedCrossEntropyLoss(class_weights=weights)),
-    ):
+    for network, function in ((plain, PixelWeightedCrossEntropyLoss()), (undone, loss)):
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         for image, target in zip(images, targets, strict=True):
             optimizer.zero_grad()
-            loss(network(image), target).backward()
+            function(network(image), target).backward()
             optimizer.step()
     difference = plain(images[0]) - undone(images[0])
     expected = torch.tensor(weights).log().reshape(1, 3, 1, 1).expand_as(difference)
     torch.testing.assert_close(difference, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("weights", [None, "balanced", [0, 1]])
-def test_a_head_without_weights_to_undo(weights):
+@pytest.mark.parametrize(
+    "loss", [PixelWeightedCrossEntropyLoss(), PixelWeightedCrossEntropyLoss(class_weights=[0, 1]), torch.nn.MSELoss()]
+)
+def test_a_head_without_weights_to_undo(loss):
     network = ValidUNet(2, 1, 2, (2, 3))
     before = network.head.bias.clone()
-    init_head(network, weights)
+    init_head(network, loss)
     assert torch.equal(network.head.bias, before)
+
+
+def test_class_weights_for_another_number_of_classes():
+    with pytest.raises(InputError, match=r"--class_weights: 3 numbers for 2 classes. Give one per class"):
+        init_head(ValidUNet(2, 1, 2, (2, 3)), PixelWeightedCrossEntropyLoss(class_weights=[1, 2, 3]))
