@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
 
 TINY_2D = {"features": [8, 16, 32], "tile_size": 100, "max_epochs": 6, "steps_per_epoch": 50, "val_interval": 1}
-TINY_2D |= {"learning_rate": 0.003}
+TINY_2D |= {"learning_rate": 0.003, "batch_size": 1}
 TINY_3D = {"features": [8, 16, 32], "tile_size": [20, 20, 16], "max_epochs": 6, "steps_per_epoch": 40}
 TINY_3D |= {"val_interval": 1, "learning_rate": 0.005}
 TASKS = {

@@ -29,7 +29,7 @@ class Cost:
     """
 
     seconds: float
-    #: seconds to draw and deform a tile
+    #: seconds to draw and deform the tiles of a step
     augmentation: float
     #: seconds of one validation, of all its images
     validation: float
@@ -60,13 +60,14 @@ def multiplications(network: ValidUNet, shape: Sequence[int]) -> float:
     return float(total)
 
 
-def step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device) -> tuple[float, int]:
+def step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device, batch: int = 1) -> tuple[float, int]:
     """Measure a training step without augmentation, the second of two, with freed memory kept, as in training.
 
     Args:
         network: moved to the device.
         shape: of the input tile, per axis.
         device: to train on.
+        batch: tiles per step.
 
     Returns:
         Seconds, on a CPU as if nothing else ran there; and the bytes that steps take, 0 if that cannot be measured.
@@ -77,9 +78,9 @@ def step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device)
     """
     network = network.to(device).train()
     optimizer = torch.optim.Adam(network.parameters())
-    image = torch.randn(1, network.in_channels, *shape, device=device)
+    image = torch.randn(batch, network.in_channels, *shape, device=device)
     outputs = [network.output_size(n, axis) for axis, n in enumerate(shape)]
-    target = torch.zeros(1, *outputs, dtype=torch.long, device=device)
+    target = torch.zeros(batch, *outputs, dtype=torch.long, device=device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -95,9 +96,14 @@ def step_seconds(network: ValidUNet, shape: Sequence[int], device: torch.device)
 
 
 def measure_cost(
-    network: ValidUNet, tile: Sequence[int], size: Sequence[int], validation_items: int, device: torch.device
+    network: ValidUNet,
+    tile: Sequence[int],
+    size: Sequence[int],
+    validation_items: int,
+    device: torch.device,
+    batch: int = 1,
 ) -> Cost:
-    """Measure a training step, the deformation of a tile, and the validation of an image.
+    """Measure a training step, the deformation of its tiles, and the validation of an image.
 
     Args:
         network: moved to the device.
@@ -105,13 +111,14 @@ def measure_cost(
         size: of an image.
         validation_items: images of a validation.
         device: to train on.
+        batch: tiles per step.
 
     >>> cost = measure_cost(ValidUNet(2, 1, 2, features=(4, 8)), (28, 28), (60, 60), 3, torch.device("cpu"))
     >>> cost.validation > 0, cost.device
     (True, 'cpu')
     """
     shape = [network.input_size(n, axis) for axis, n in enumerate(tile)]
-    seconds, taken = step_seconds(network, shape, device)
+    seconds, taken = step_seconds(network, shape, device, batch)
     item: dict[Hashable, Tensor] = {"image": torch.randn(network.in_channels, *size)}
     item |= {key: torch.zeros(1, *size) for key in ("classes", "weight")}
     deform = RandElasticDeformationd(
@@ -123,7 +130,7 @@ def measure_cost(
         random_center=True,
         spatial_size=shape,
     )
-    augmentation = _seconds(lambda: deform(item), device)
+    augmentation = batch * _seconds(lambda: deform(item), device)
     infer = OverlapTileInferer(tile_size=tuple(tile))
     with torch.no_grad():
         whole = _seconds(lambda: infer(item["image"][None].to(device), network.eval()), device)

@@ -78,11 +78,14 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     settings |= _image(fingerprint, volumes)
     settings |= _levels(fingerprint, volumes)
     settings |= _labels(fingerprint)
+    if fingerprint.spatial_dims == 2:  # volumes look more alike, and their tiles would become too small
+        settings["batch_size"] = Setting(2, "smaller tiles, of two images, so that batch norm sees both: §3 has one")
     settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes, device)
     network = _network(fingerprint, settings, settings["features"].value)
     tile = ensure_tuple_rep(settings["tile_size"].value, fingerprint.spatial_dims)
     size = [int(n) for n in np.median(fingerprint.sizes, axis=0)]
-    cost = measure_cost(network, tile, size, max(fingerprint.items.get("validation", 0), 1), device)
+    batch = settings["batch_size"].value
+    cost = measure_cost(network, tile, size, max(fingerprint.items.get("validation", 0), 1), device, batch)
     if cost.bytes:
         tile, why = settings["tile_size"]
         settings["tile_size"] = Setting(tile, f"{why}; a step on it takes {cost.bytes / 2**30:.2g} GiB")
@@ -217,6 +220,7 @@ def _size(
 ) -> dict[str, Setting]:
     """Width and tile: the widest network on the largest tile for which memory and minutes suffice."""
     dims, levels = fingerprint.spatial_dims, len(settings["features"].value)
+    batch = settings["batch_size"].value
     size = np.median(fingerprint.sizes, axis=0)
     spacing = np.array(fingerprint.spacing or [1.0] * dims) if dims == 3 else np.ones(dims)
     cube = LARGEST[dims] * spacing.prod() ** (1 / dims) / spacing  # as long along each axis
@@ -228,13 +232,13 @@ def _size(
             for axis, n in enumerate(np.minimum(size if dims == 3 else size.max(), shrink * cube))
         ]
         shape = [network.input_size(n, axis) for axis, n in enumerate(tile)]
-        candidates.append((network, tile, shape, step_bytes(network, (1, fingerprint.channels, *shape))))
+        candidates.append((network, tile, shape, step_bytes(network, (batch, fingerprint.channels, *shape))))
     fitting = [candidate for candidate in candidates if candidate[-1] <= memory]
     if not fitting:
         problem = f"it is {memory / 2**30:.2g} GiB, and the smallest step here takes {candidates[-1][-1] / 2**30:.2g}"
         raise InputError("--memory", problem, "Give more, or train on another machine")
     smallest, _, shape, _ = fitting[-1]
-    rate = multiplications(smallest, shape) / step_seconds(smallest, shape, device)[0]
+    rate = multiplications(smallest, shape) / step_seconds(smallest, shape, device, batch)[0]
     network, tile, shape, _ = next(
         (found for found in fitting if 60 * minutes * rate / multiplications(found[0], found[2]) >= ENOUGH_STEPS),
         fitting[-1],

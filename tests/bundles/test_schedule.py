@@ -1,11 +1,14 @@
-"""The minutes of a plan: steps and validations that fit into them."""
+"""The minutes of a plan: what steps cost, and how many of them and of validations fit."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from monai_unet.bundles.cost import Cost
+from monai_unet.bundles import cost
+from monai_unet.bundles.cost import Cost, measure_cost, step_seconds
 from monai_unet.bundles.decide import _schedule
+from monai_unet.networks import ValidUNet
 
 
 @pytest.mark.parametrize("minutes", [2, 5, 15, 60, 600])
@@ -27,3 +30,13 @@ def test_slow_validations_leave_the_time_to_the_training():
     found = _schedule(Cost(seconds=1, augmentation=0, validation=23, bytes=0, device="cpu"), minutes=5)
     assert found["max_epochs"].value == 2 * found["val_interval"].value
     assert found["max_epochs"].value * found["steps_per_epoch"].value >= 240
+
+
+def test_a_step_is_measured_with_all_its_tiles(monkeypatch):
+    network, seen = ValidUNet(2, 1, 2, features=(2, 4)), []
+    network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    step_seconds(network, (44, 44), torch.device("cpu"), batch=2)
+    assert set(seen) == {(2, 1, 44, 44)}
+    monkeypatch.setattr(cost, "_seconds", lambda work, _: (work(), 0.25)[1])
+    found = measure_cost(network, (28, 28), (60, 60), 3, torch.device("cpu"), batch=2)
+    assert (found.seconds, found.augmentation, found.validation) == (0.25, 2 * 0.25, 3 * 0.25)

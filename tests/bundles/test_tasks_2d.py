@@ -28,6 +28,7 @@ from monai_unet.bundles.new import new_bundle
 from monai_unet.bundles.options import options
 from monai_unet.bundles.plan import Plan
 from monai_unet.data import MicroscopyReader
+from monai_unet.errors import InputError
 from monai_unet.metrics import seg_measure
 from monai_unet.networks import ValidUNet, load_network, load_task
 from monai_unet.tracking.model import Segmentation, save_model
@@ -103,6 +104,12 @@ def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
     assert found["class_weights"] == pytest.approx([1, np.sqrt((1 - share) / share)], rel=5e-3)
     assert found["neck"] == 3
     assert len(found["features"]) == 4, "20 pixels of context are less than two nuclei are long, 44 are more"
+
+
+def test_a_step_of_two_tiles_must_fit_into_the_memory(planned):
+    assert planned(nuclei)[2].settings["batch_size"].value == 2
+    with pytest.raises(InputError, match="it is 0.1 GiB, and the smallest step here takes 0.13"):  # one tile: 0.07
+        planned(nuclei, memory=0.1)
 
 
 def test_channels_have_the_names_that_the_data_set_gives_them(planned):
