@@ -4,7 +4,7 @@
 
 Trains the compact recipe of the cell bundle, at half its width on tiles of 196 pixels for 800 steps, twice per seed:
 the two runs have the same random numbers and steps, and differ in w0 alone. Scores the held-out frames without
-averaging, by the rules of the bundle, and without splitting at necks, so that the network alone separates touching
+averaging, by the rules of the bundle, and without splitting components, so that the network alone separates touching
 cells. Prints merged cells and SEG and writes benchmarks/results/border_weights.json. After an interruption, it resumes.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.peers import arguments, best_device, channels, markdown, record
 from monai_unet.datasets import prepare
 
 TILE_SIZE = 196
-RULES = {"components": {"neck": 0}, "bundle": {}}
+RULES = {"components": {"neck": 0, "core": 0}, "bundle": {}}
 
 
 def train_and_score(w0: int, seed: int, epochs: int, width: int, data: Path, work: Path) -> dict[str, Any]:

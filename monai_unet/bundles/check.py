@@ -25,6 +25,8 @@ COUNTS = {"max_epochs": 1, "steps_per_epoch": 1, "val_interval": 1, "batch_size"
 COUNTS |= {"in_channels": 1, "num_workers": 0, "validation_items": 0, "seed": 0, "level": 0, "sw_batch_size": 1}
 #: in Hounsfield units, which may be below 0
 SIGNED = ("window", "mean")
+#: at most 1
+PROBABILITIES = ("flip_prob", "foreground_prob", "dropout", "core")
 #: one number, or one for each axis; other options take a list only where the config has one
 PER_AXIS = ("tile_size", "elastic_sigma", "rotate_range", "scale_range", "translate_range", "flip_prob")
 #: what MONAI's own ``--tracking mlflow`` adds to a config
@@ -112,11 +114,13 @@ def _check_value(name: str, value: Any, defaults: list[Any]) -> None:
     else:
         least, whole = -math.inf if name in SIGNED else COUNTS.get(name, 0), name in COUNTS
         rule = "a number" if name in SIGNED else f"{'a whole number' if whole else 'a number'} of at least {least}"
+        rule = "a number from 0 to 1" if name in PROBABILITIES else rule
         if many or name in PER_AXIS:
             rule += ", or a list with one for each axis" if name in PER_AXIS else ", several as a list"
         right = many or name in PER_AXIS or not isinstance(value, list | tuple)
     parts = value if isinstance(value, list | tuple) else [value]
-    if not (right and _numbers(value) and all(part >= least and (not whole or part == int(part)) for part in parts)):
+    most = 1 if name in PROBABILITIES else math.inf
+    if not (right and _numbers(value) and all(least <= n <= most and (not whole or n == int(n)) for n in parts)):
         raise InputError(f"--{name}", f"it is {value!r}", f"Use {rule}")
 
 

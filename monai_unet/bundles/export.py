@@ -28,6 +28,8 @@ from monai_unet.transforms.intensity import NormalizePagesd, NormalizeVolumed
 
 __all__ = ["FORMATS", "Tile", "WholeImage", "export"]
 
+#: how foreground becomes instances
+RULES = ("min_size", "fill_holes", "grow", "neck", "core")
 FORMATS = ("bioimageio", "onnx", "torchscript")
 #: how a program takes the files
 OPEN = {
@@ -302,12 +304,14 @@ def readme(exported: Exported, how: str) -> str:
         size = f" Pixels of {task['pixel_size_um']} µm: rescale other images first."
     instances = ""
     if task.get("kind") == "instances":
-        rules = ", ".join(f"{name}={task[name]}" for name in ("min_size", "fill_holes", "grow", "neck") if name in task)
+        rules = ", ".join(f"{name}={task[name]}" for name in RULES if name in task)
         if network.spatial_dims == 3 and (sides := task.get("pixel_size_um")):
             rules += f", spacing={[round(side / min(sides), 4) for side in sides]}"
+        mask = "mask * probability" if "core" in task else "mask"
         instances = (
-            "\nObjects are the connected parts of the foreground. The bundle itself parts them at necks and gives back "
-            f"the ridge between them:\n\n    monai_unet.transforms.LabelInstances({rules})(mask)\n"
+            "\nObjects are the connected parts of the foreground. The bundle itself parts them where they are narrow "
+            "or joined by doubtful pixels, and gives back the ridge between them:\n\n"
+            f"    monai_unet.transforms.LabelInstances({rules})({mask})\n"
         )
         if network.out_channels > 2:
             instances += "\nThe class of an object is that of the highest mean probability over its pixels.\n"

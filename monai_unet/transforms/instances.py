@@ -170,7 +170,7 @@ class SeparateInstances(Transform):
 
 
 class LabelInstances(Transform):
-    """Find the instances of a mask: connected components, split at thin necks, with the carved ridge given back.
+    """Find the instances of a mask: connected components, split at necks and doubts, with the carved ridge given back.
 
     Args:
         connectivity: as in `scipy.ndimage.generate_binary_structure`; 1 is 4-connected in 2-D, 6-connected in 3-D.
@@ -185,19 +185,25 @@ class LabelInstances(Transform):
             deeper than that below the surface are the cores, and each voxel goes to the nearest core of its component.
             With ``fill_holes``, holes of fewer than ``min_size`` voxels do not count as surface. 0 never splits. A good
             value is the largest that splits no instance of the training set.
+        core: split a component where its parts are joined by voxels that the network doubts, as it does where it sees
+            a ridge, but not clearly. The mask is then the probability of the foreground, and the cores are those of its
+            regions of at least ``min_size`` voxels above ``core``. 0 never splits; None: the mask has no probabilities.
         spacing: sides of a voxel, in those by which ``grow`` and ``neck`` count, see `SeparateInstances`; None: all are
             1.
 
     Raises:
-        ValueError: a parameter is out of range; the mask is fractional (probabilities), or of several channels.
+        ValueError: a parameter is out of range; the mask has several channels, is fractional (probabilities) without
+            ``core``, or not from 0 to 1 with it.
 
-    Source: Ronneberger et al. 2015, section 3.
+    Source: Ronneberger et al. 2015, section 3; ``core`` is not in the paper.
 
     >>> mask = np.array([[[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 0, 0]]])
     >>> LabelInstances()(mask)
     array([[[1, 1, 2, 2],
             [1, 1, 2, 2],
             [0, 0, 0, 0]]], dtype=uint16)
+    >>> LabelInstances(core=0.7)(np.array([[[0.9, 0.8, 0.6, 0.9, 0, 0.6]]]))
+    array([[[1, 1, 1, 2, 0, 3]]], dtype=uint16)
     """
 
     def __init__(
@@ -208,35 +214,44 @@ class LabelInstances(Transform):
         grow: int = 1,
         neck: float = 0,
         spacing: Sequence[float] | None = None,
+        core: float | None = None,
     ) -> None:
+        if core is not None and not 0 <= core <= 1:
+            raise ValueError(f"core is {core!r}; it must be a probability, from 0 to 1")
         for name, value in (("min_size", min_size), ("grow", grow), ("neck", neck)):
             if value < 0:
                 raise ValueError(f"{name} is {value!r}; it must be at least 0, which turns it off")
         self.connectivity = _checked_connectivity(connectivity)
-        self.min_size, self.grow, self.neck, self.spacing = min_size, grow, neck, _checked_spacing(spacing)
+        self.min_size, self.grow, self.neck, self.core = min_size, grow, neck, core
+        self.spacing = _checked_spacing(spacing)
         self.fill_holes = parse_bool("fill_holes", fill_holes)
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
         """Label the instances of one image.
 
         Args:
-            mask: (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0.
+            mask: (1, H, W) or (1, H, W, D), whole numbers of any dtype, foreground where not 0. With ``core``, the
+                probability of the foreground where it is foreground, else 0.
 
         Returns:
             ids ``(1, *spatial)``, 1 … n in the array order of the components' first voxels, 0 = background; uint16, or
             int32 above 65,535 instances. Of the mask's array type; a MetaTensor keeps its metadata.
         """
-        foreground: np.ndarray = convert_to_numpy(mask)
-        if foreground.ndim not in (3, 4) or foreground.shape[0] != 1:
-            raise ValueError(f"the mask has shape {foreground.shape}; it must be (1, H, W) or (1, H, W, D)")
-        if foreground.dtype.kind == "f" and not np.array_equal(foreground, np.floor(foreground)):  # NaN too
+        values: np.ndarray = convert_to_numpy(mask)
+        if values.ndim not in (3, 4) or values.shape[0] != 1:
+            raise ValueError(f"the mask has shape {values.shape}; it must be (1, H, W) or (1, H, W, D)")
+        if self.core is not None and not np.all((values >= 0) & (values <= 1)):  # NaN too
+            raise ValueError("the mask holds values that are no probabilities from 0 to 1, which core needs")
+        if self.core is None and values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
             raise ValueError("the mask holds fractional values; binarise first, as with AsDiscrete(threshold=0.5)")
-        foreground = foreground[0] != 0
+        foreground = values[0] != 0
         structure = ndimage.generate_binary_structure(foreground.ndim, self.connectivity)
         ids, count = ndimage.label(foreground, structure, output=np.int32)
         ids, count = self._without_small(ids, count)
-        if self.neck and count:
-            ids, count = self._without_small(*self._split(foreground, ids, count))
+        if (self.neck or self.core) and count:
+            regions, number = ndimage.label(values[0] > (self.core or 0), structure, output=np.int32)
+            sure = self._without_small(regions, number)[0] > 0
+            ids, count = self._without_small(*self._split(sure, ids, count))
         if self.fill_holes:
             self._fill_holes(ids)
         if self.grow and count > 1:
@@ -259,6 +274,7 @@ class LabelInstances(Transform):
             math.ceil(round(self.grow / length, 3)),
             self.neck / length,
             None if self.spacing is None else [float(side) for side in np.multiply(self.spacing, ratio) / length],
+            self.core,
         )
 
     def _without_small(self, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
@@ -268,13 +284,14 @@ class LabelInstances(Transform):
         large[0] = False
         return np.where(large, np.cumsum(large), 0).astype(np.int32)[ids], int(large.sum())
 
-    def _split(self, foreground: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    def _split(self, sure: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+        """Split each component into the parts nearest to its cores, the voxels deep within what is sure."""
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         if self.fill_holes:
-            holes, _ = ndimage.label(~foreground)
-            foreground = foreground | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
+            holes, _ = ndimage.label(~sure)
+            sure = sure | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
         # the edge of the image does not count as surface: what is beyond it is unknown
-        depth = _distance(np.pad(foreground, 1, mode="edge"), self.spacing)[(slice(1, -1),) * ids.ndim]
+        depth = _distance(np.pad(sure, 1, mode="edge"), self.spacing)[(slice(1, -1),) * ids.ndim]
         deep = (ids > 0) & (depth > self.neck)
         cores, parts = ndimage.label(deep, structure, output=np.int32)
         owner = np.zeros(parts + 1, np.int32)

@@ -677,6 +677,25 @@ def test_the_cells_rule_is_exact_within_reach(tmp_path, monkeypatch, seed):
     assert same_up_to_numbering(ids, whole)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_cores_are_found_in_blocks_as_in_the_whole(tmp_path, monkeypatch, seed):
+    """The probability of an object is that of its two classes together, in steps of 1/255."""
+    monkeypatch.setattr(large_instances, "BLOCK", {2: 32})
+    mask, label = blobs((120, 150), 3, 0.68, seed), LabelInstances(min_size=6, grow=0, core=0.78)
+    p = ndimage.gaussian_filter(np.random.default_rng(seed).random(mask.shape), 1.5)
+    p = np.rint(255 * (0.5 + 0.5 * (p - p.min()) / np.ptp(p)))
+    maps = np.stack([p // 3, p - p // 3]).astype(np.uint8)
+    group = zarr.open_group(tmp_path / "work.zarr", mode="w")
+    classes, probabilities = (group.create_array(f"{a.ndim}", data=a, chunks=(32,) * a.ndim) for a in (mask, maps))
+    instances = group.create_array("instances", shape=mask.shape, chunks=(32, 32), dtype="uint32")
+    longest = max(s.stop - s.start for box in ndimage.find_objects(ndimage.label(mask)[0]) for s in box)
+    work = group.create_group("progress")
+    label_blocks(classes, instances, work, label, longest + 6, probabilities=probabilities)
+    whole = label((mask * p / 255)[None].astype(np.float32))
+    assert whole.max() > LabelInstances(min_size=6, grow=0)(mask[None]).max() > 5, "components are split"
+    assert same_up_to_numbering(instances[:], classify_instances(whole, maps)[0])
+
+
 def test_cells_of_a_confluent_layer_are_the_same_within_reach(tmp_path, monkeypatch):
     """All cells are joined by necks: one component, longer than the reach."""
     y, x = np.mgrid[:160, :160]

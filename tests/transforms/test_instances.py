@@ -192,6 +192,61 @@ def test_balls_that_overlap_a_little_are_split() -> None:
         assert ((found == number) & ball).sum() > 0.97 * ball.sum()
 
 
+def test_components_are_split_where_the_network_doubts() -> None:
+    """Two blobs joined by a doubtful bridge, one that has no sure voxel, one with a bright speck beside its core."""
+    sure = np.zeros((1, 12, 40))
+    sure[0, 2:10, 2:10] = sure[0, 2:10, 14:22] = 0.9
+    sure[0, 4:8, 10:14] = 0.6
+    sure[0, 2:10, 24:28] = 0.6
+    sure[0, 2:10, 30:36], sure[0, 5:7, 36:40], sure[0, 5, 38] = 0.9, 0.6, 0.9
+    for core in (0, 0.5, 0.95):
+        assert LabelInstances(core=core)(sure).max() == 3, "nothing, or nothing else, is sure"
+    found = LabelInstances(core=0.7, min_size=2, grow=0)(sure)[0]
+    assert found.max() == 4
+    np.testing.assert_array_equal(found > 0, sure[0] > 0)
+    left, right = found[5, 5], found[5, 18]
+    assert (found[4:8, 10:12] == left).all(), "each voxel belongs to the nearest core"
+    assert (found[4:8, 12:14] == right).all()
+    assert len(np.unique(found[2:10, 24:28])) == len(np.unique(found[5:7, 30:40])) == 1, "no core; a speck is none"
+    assert LabelInstances(core=0.7, grow=0)(sure).max() == 5, "a core may be of one voxel"
+    assert LabelInstances(core=0.7, neck=3, grow=0)(sure).max() == 4, "cores are deep within what is sure"
+    assert LabelInstances(core=0.7, neck=3, grow=0).in_pixels_of((0.5, 0.5)).core == 0.7
+
+
+@pytest.mark.parametrize("connectivity", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_parts_around_cores_are_those_of_a_slow_search(seed: int, connectivity: int) -> None:
+    random = np.random.default_rng(seed)
+    p = ndimage.gaussian_filter(random.random((26, 31)), 1.5)
+    p = ((p - p.min()) / np.ptp(p)) * (p > np.median(p))
+    found = LabelInstances(connectivity, min_size=3, core=0.75, grow=0)(p[None])[0]
+    structure = ndimage.generate_binary_structure(2, connectivity)
+    components, _ = ndimage.label(p > 0, structure)
+    regions, _ = ndimage.label(p > 0.75, structure)
+    expected = 0
+    for number in range(1, components.max() + 1):
+        inside = components == number
+        own = [n for n in np.unique(regions[inside]) if n and (regions == n).sum() >= 3]
+        if inside.sum() < 3:
+            assert not found[inside].any()
+        elif not own:
+            assert len(np.unique(found[inside])) == 1
+        else:
+            for voxel in np.argwhere(inside):
+                distance = {n: np.hypot(*(np.argwhere(regions == n) - voxel).T).min() for n in own}
+                nearest = [n for n in own if distance[n] == min(distance.values())]
+                names = {found[tuple(np.argwhere(regions == n)[0])] for n in nearest}
+                assert found[tuple(voxel)] in names or not found[tuple(voxel)], "a part of two voxels is dropped"
+        expected += max(len(own), 1) if inside.sum() >= 3 else 0
+    assert len(np.unique(found[found > 0])) == expected > 3
+
+
+def test_a_mask_may_be_its_own_probability() -> None:
+    mask = dumbbell(bar=7)
+    np.testing.assert_array_equal(LabelInstances(neck=5, core=0)(mask), LabelInstances(neck=5)(mask))
+    np.testing.assert_array_equal(LabelInstances(neck=5, core=0.7)(mask), LabelInstances(neck=5)(mask))
+
+
 #: planes three times as far apart as pixels
 PLANES = (3, 1, 1)
 
@@ -423,6 +478,9 @@ def test_dictionary_forms() -> None:
         (lambda: LabelInstances(connectivity=8), "connectivity is 8; use 1 (faces)"),
         (lambda: LabelInstances(min_size=-1), "min_size is -1; it must be at least 0, which turns it off"),
         (lambda: LabelInstances(neck=-1), "neck is -1; it must be at least 0, which turns it off"),
+        (lambda: LabelInstances(core=70), "core is 70; it must be a probability, from 0 to 1"),
+        (lambda: LabelInstances(core=0)(np.full((1, 2, 2), 2)), "values that are no probabilities from 0 to 1"),
+        (lambda: LabelInstances(core=0.7)(np.full((1, 2, 2), np.nan)), "values that are no probabilities from 0 to 1"),
         (lambda: LabelInstances(grow=-2), "grow is -2; it must be at least 0, which turns it off"),
         (lambda: SeparateInstances()(np.full((1, 2, 2), -1)), "instance labels hold -1; they must be at least 0"),
         (lambda: SeparateInstances()(np.full((1, 2, 2), 1.5)), "instance labels hold fractional or non-finite values"),

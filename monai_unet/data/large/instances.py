@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from monai_unet.data.large.distribute import map_items
 from monai_unet.object_classes import id_of
+from monai_unet.transforms.instances import LabelInstances
 
 __all__ = ["blocks", "label_blocks"]
 
@@ -39,8 +40,8 @@ def label_blocks(
 
     - for plain components of any size (`LabelInstances` with ``min_size`` and ``connectivity`` only), if ``reach`` is
       at least ``min_size``;
-    - with ``grow``, ``neck`` and ``fill_holes``, for every component of the foreground that is nowhere longer than
-      ``reach`` minus ``neck``, ``grow`` and, where holes are filled as well as necks cut, ``min_size``. In larger
+    - with ``grow``, ``neck``, ``core`` and ``fill_holes``, for every component of the foreground that is nowhere longer
+      than ``reach`` minus ``neck``, ``grow`` and, where holes are filled or cores are found, ``min_size``. In larger
       components (a confluent layer), decisions that depend on voxels within that distance are the same. Those that
       depend on voxels farther away, such as a hole or a cell of that length, may differ between the two sides of a
       block's face.
@@ -49,11 +50,12 @@ def label_blocks(
         classes: foreground where not 0.
         instances: receives the ids 1 … n, uint32, in the order of the blocks.
         progress: zarr group for the finished blocks and their local names; a second call skips these blocks.
-        label: foreground ``(1, *spatial)``, uint8 → ids ``(1, *spatial)``.
+        label: foreground ``(1, *spatial)``, uint8 → ids ``(1, *spatial)``; `LabelInstances` with ``core`` is given the
+            probability of the foreground, 0 elsewhere.
         reach: voxels around the block that ``label`` sees.
         scheduler: address of a Dask scheduler whose workers label the blocks.
-        probabilities: zarr array ``(K, *spatial)`` of K classes of objects, from 0 to 255. Object i of class c then has
-            the id (i − 1) K + c, as `classify_instances` gives it; of one class the ids stay 1 … n.
+        probabilities: zarr array ``(K, *spatial)`` of K classes of objects, from 0 to 255, for ``core`` and for K above
+            1. Object i of class c then has the id (i − 1) K + c, as `classify_instances` gives it.
 
     Returns:
         n.
@@ -87,7 +89,7 @@ def label_blocks(
     map_items(work, [index for index in indices if not progress["counts"][index]], scheduler, "instances")
     ids = _global_ids(block, progress)
     count = max(int(own.max()) for own in ids)
-    if probabilities is not None:
+    if _several(probabilities):
         ids = _classified(ids, count, [progress[_sums(index)][:] for index in indices])
     left = [(index, own) for index, own in zip(indices, ids, strict=True) if not progress["relabelled"][index]]
     map_items(partial(_relabel, block=block, instances=instances, progress=progress), left, scheduler, "ids")
@@ -136,13 +138,17 @@ def _label(
     """Store a block's local names 1 … m, the voxels just outside that have one of them, and m + 1."""
     box = _box(index, block, classes.shape)
     around = _grown(box, reach, classes.shape)
-    ids = np.asarray(label((classes[around] != 0).astype(np.uint8)[None]))[0]
+    foreground = (classes[around] != 0).astype(np.uint8)
+    if isinstance(label, LabelInstances) and label.core is not None:
+        together = probabilities[(slice(None), *around)].sum(0, dtype=np.uint16).clip(max=255)
+        foreground = np.where(foreground, together / np.float32(255), np.float32(0))
+    ids = np.asarray(label(foreground[None]))[0]
     inside = ids[_within(box, around)]
     found, names = np.unique(
         np.append(0, inside), return_inverse=True
     )  # name 0 is background, also where there is none
     progress["names"][box] = names[1:].reshape(inside.shape).astype(np.uint32)
-    if probabilities is not None:
+    if _several(probabilities):
         sums = np.stack([np.bincount(names[1:], each.ravel()) for each in probabilities[(slice(None), *box)]])
         progress.create_array(_sums(index), data=sums, overwrite=True)
     rim = _grown(box, 1, classes.shape)
@@ -153,6 +159,11 @@ def _label(
     pairs = np.column_stack([voxels, np.searchsorted(found, outside[outside > 0])])  # (voxel, name)
     progress.create_array(_outside(index), data=pairs.astype(np.int64), overwrite=True)
     progress["counts"][index] = len(found)
+
+
+def _several(probabilities: Any) -> bool:
+    """Whether objects are of several classes."""
+    return probabilities is not None and probabilities.shape[0] > 1
 
 
 def _outside(index: tuple[int, ...]) -> str:

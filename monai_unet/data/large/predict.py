@@ -81,7 +81,7 @@ def predict_large_image(
         network: `ValidUNet`, in evaluation mode, on the device of its tiles.
         inferer: its ``tile_size``, ``padding_mode``, ``averaging``, ``amp``, ``sw_device`` and ``memory`` apply. Tiles
             pass one by one; a ``sw_batch_size`` above 1 makes the plan reserve memory that is not used.
-        label: foreground ``(1, *spatial)`` → ids ``(1, *spatial)``, such as `LabelInstances`.
+        label: as for `label_blocks`, such as `LabelInstances`.
         reach: voxels around a block that ``label`` sees, see `label_blocks`.
         level: of the input's pyramid.
         scheduler: address of a Dask scheduler whose workers do the work, see `map_items`. They must see ``path`` and
@@ -150,8 +150,7 @@ def predict_large_image(
             map_items(partial(_bring_back, output=output.absolute(), step=step), left, scheduler, "own pixels")
         if label is not None:
             classes, instances = group["labels/classes/0"], group["labels/instances/0"]
-            probabilities = group["0"] if network.out_channels > 2 else None
-            label_blocks(classes, instances, group["progress"], label, reach, scheduler, probabilities)
+            label_blocks(classes, instances, group["progress"], label, reach, scheduler, group["0"])
         for pyramid in (group, *(group["labels"][name] for name in group["labels"])):
             write_pyramid(pyramid, image)
         group.attrs["monai_unet"] = record | {"finished": True}
