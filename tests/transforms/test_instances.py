@@ -480,6 +480,7 @@ def test_dictionary_forms() -> None:
         (lambda: LabelInstances(neck=-1), "neck is -1; it must be at least 0, which turns it off"),
         (lambda: LabelInstances(core=70), "core is 70; it must be a probability, from 0 to 1"),
         (lambda: LabelInstances(core=0)(np.full((1, 2, 2), 2)), "values that are no probabilities from 0 to 1"),
+        (lambda: LabelInstances(core=0)(np.full((1, 2, 2), -0.5)), "values that are no probabilities from 0 to 1"),
         (lambda: LabelInstances(core=0.7)(np.full((1, 2, 2), np.nan)), "values that are no probabilities from 0 to 1"),
         (lambda: LabelInstances(grow=-2), "grow is -2; it must be at least 0, which turns it off"),
         (lambda: SeparateInstances()(np.full((1, 2, 2), -1)), "instance labels hold -1; they must be at least 0"),
