@@ -287,6 +287,8 @@ def load_task(
         wrong = f"it has {len(head)} classes{names}, and the bundle has {classes}"
     if wrong:
         raise InputError(path, wrong, "Use it with the bundle that it was trained with, or name another checkpoint")
+    if "neck" in task:
+        task.setdefault("core", 0)  # of a network that was trained before there was this rule
     return task
 
 

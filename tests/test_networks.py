@@ -284,6 +284,8 @@ def test_a_checkpoint_brings_its_task_and_a_bare_state_dict_has_none(tmp_path):
     torch.save(network.state_dict(), tmp_path / "bare.pt")
     assert load_task(path, kind="instances", spatial_dims=2, classes=2) == {"kind": "instances", "min_size": 61}
     assert load_task(tmp_path / "bare.pt", kind="classes", spatial_dims=2, classes=2) == {}
+    assert load_task(saved(tmp_path / "older.pt", network, neck=12)) == {"neck": 12, "core": 0}
+    assert load_task(saved(tmp_path / "newer.pt", network, neck=0, core=0.7)) == {"neck": 0, "core": 0.7}
     for file in (path, tmp_path / "bare.pt"):
         assert torch.equal(load_network(file).head.weight, network.head.weight)
 

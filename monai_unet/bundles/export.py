@@ -307,11 +307,13 @@ def readme(exported: Exported, how: str) -> str:
         rules = ", ".join(f"{name}={task[name]}" for name in RULES if name in task)
         if network.spatial_dims == 3 and (sides := task.get("pixel_size_um")):
             rules += f", spacing={[round(side / min(sides), 4) for side in sides]}"
-        mask = "mask * probability" if "core" in task else "mask"
+        mask, where = "mask", ""
+        if "core" in task:
+            mask, where = "mask * probability", "\n`probability` is 1 − that of the background.\n"
         instances = (
             "\nObjects are the connected parts of the foreground. The bundle itself parts them where they are narrow "
             "or joined by doubtful pixels, and gives back the ridge between them:\n\n"
-            f"    monai_unet.transforms.LabelInstances({rules})({mask})\n"
+            f"    monai_unet.transforms.LabelInstances({rules})({mask})\n{where}"
         )
         if network.out_channels > 2:
             instances += "\nThe class of an object is that of the highest mean probability over its pixels.\n"

@@ -251,7 +251,7 @@ class LabelInstances(Transform):
         if (self.neck or self.core) and count:
             regions, number = ndimage.label(values[0] > (self.core or 0), structure, output=np.int32)
             sure = self._without_small(regions, number)[0] > 0
-            ids, count = self._without_small(*self._split(sure, ids, count))
+            ids, count = self._without_small(*self._split(foreground, sure, ids, count))
         if self.fill_holes:
             self._fill_holes(ids)
         if self.grow and count > 1:
@@ -284,15 +284,16 @@ class LabelInstances(Transform):
         large[0] = False
         return np.where(large, np.cumsum(large), 0).astype(np.int32)[ids], int(large.sum())
 
-    def _split(self, sure: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    def _split(self, foreground: np.ndarray, sure: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, int]:
         """Split each component into the parts nearest to its cores, the voxels deep within what is sure."""
         structure = ndimage.generate_binary_structure(ids.ndim, self.connectivity)
         if self.fill_holes:
-            holes, _ = ndimage.label(~sure)
+            holes, _ = ndimage.label(~foreground)  # not of what is sure: a ridge that is doubted is no hole
             sure = sure | ((holes > 0) & (np.bincount(holes.ravel()) < self.min_size)[holes])
-        # the edge of the image does not count as surface: what is beyond it is unknown
-        depth = _distance(np.pad(sure, 1, mode="edge"), self.spacing)[(slice(1, -1),) * ids.ndim]
-        deep = (ids > 0) & (depth > self.neck)
+        deep = (ids > 0) & sure
+        if self.neck:  # the edge of the image does not count as surface: what is beyond it is unknown
+            depth = _distance(np.pad(sure, 1, mode="edge"), self.spacing)[(slice(1, -1),) * ids.ndim]
+            deep &= depth > self.neck
         cores, parts = ndimage.label(deep, structure, output=np.int32)
         owner = np.zeros(parts + 1, np.int32)
         owner[cores[deep]] = ids[deep]

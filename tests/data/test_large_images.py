@@ -677,11 +677,11 @@ def test_the_cells_rule_is_exact_within_reach(tmp_path, monkeypatch, seed):
     assert same_up_to_numbering(ids, whole)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_cores_are_found_in_blocks_as_in_the_whole(tmp_path, monkeypatch, seed):
+@pytest.mark.parametrize(("seed", "fill_holes"), [(0, False), (1, False), (2, True), (3, True)])
+def test_cores_are_found_in_blocks_as_in_the_whole(tmp_path, monkeypatch, seed, fill_holes):
     """The probability of an object is that of its two classes together, in steps of 1/255."""
     monkeypatch.setattr(large_instances, "BLOCK", {2: 32})
-    mask, label = blobs((120, 150), 3, 0.68, seed), LabelInstances(min_size=6, grow=0, core=0.78)
+    mask, label = blobs((120, 150), 3, 0.68, seed), LabelInstances(min_size=6, grow=0, core=0.78, fill_holes=fill_holes)
     p = ndimage.gaussian_filter(np.random.default_rng(seed).random(mask.shape), 1.5)
     p = np.rint(255 * (0.5 + 0.5 * (p - p.min()) / np.ptp(p)))
     maps = np.stack([p // 3, p - p // 3]).astype(np.uint8)
@@ -740,10 +740,12 @@ def test_the_class_of_an_object_is_that_of_all_its_blocks(tmp_path, monkeypatch,
     assert np.array_equal(np.unique((found[found > 0] - 1) // 3 + 1), np.arange(1, count + 1))
 
 
-def test_a_reach_of_0_is_refused():
+def test_a_reach_of_0_and_a_core_without_probabilities_are_refused():
     array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4, 4), dtype="uint8")
     with pytest.raises(ValueError, match="reach is 0; it must be at least 1"):
         label_blocks(array, array, None, LabelInstances(), 0)
+    with pytest.raises(ValueError, match=r"core is 0.7, and there are no probabilities"):
+        label_blocks(array, array, None, LabelInstances(core=0.7), 5)
 
 
 # --- measures ---

@@ -213,6 +213,18 @@ def test_components_are_split_where_the_network_doubts() -> None:
     assert LabelInstances(core=0.7, neck=3, grow=0).in_pixels_of((0.5, 0.5)).core == 0.7
 
 
+@pytest.mark.parametrize("ridge", ["diagonal", "corner", "ring"])
+def test_a_doubtful_ridge_is_no_hole(ridge: str) -> None:
+    y, x = np.indices((40, 40))
+    r = np.hypot(y - 20, x - 20)
+    doubtful = {"diagonal": y == x, "corner": np.abs(np.hypot(y, x) - 25) < 1, "ring": np.abs(r - 9) < 1}[ridge]
+    cells = r < 19 if ridge == "ring" else np.ones((40, 40))
+    p = np.where(doubtful, 0.6, 0.9) * cells
+    for fill_holes in (False, True):
+        found = LabelInstances(core=0.7, min_size=100, fill_holes=fill_holes, grow=0)(p[None])
+        assert found.max() == 2
+
+
 @pytest.mark.parametrize("connectivity", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_parts_around_cores_are_those_of_a_slow_search(seed: int, connectivity: int) -> None:
@@ -220,6 +232,8 @@ def test_the_parts_around_cores_are_those_of_a_slow_search(seed: int, connectivi
     p = ndimage.gaussian_filter(random.random((26, 31)), 1.5)
     p = ((p - p.min()) / np.ptp(p)) * (p > np.median(p))
     found = LabelInstances(connectivity, min_size=3, core=0.75, grow=0)(p[None])[0]
+    filled = LabelInstances(connectivity, min_size=3, core=0.75, grow=0, fill_holes=True)(p[None])[0]
+    assert filled.max() == found.max(), "a doubtful ridge is no hole"
     structure = ndimage.generate_binary_structure(2, connectivity)
     components, _ = ndimage.label(p > 0, structure)
     regions, _ = ndimage.label(p > 0.75, structure)

@@ -61,7 +61,7 @@ def label_blocks(
         n.
 
     Raises:
-        ValueError: reach is below 1.
+        ValueError: reach is below 1; no ``probabilities`` for ``core``.
 
     >>> import zarr
     >>> from monai_unet.transforms import LabelInstances
@@ -75,6 +75,8 @@ def label_blocks(
     """
     if reach < 1:
         raise ValueError(f"reach is {reach}; it must be at least 1, and the longest component for the exact result")
+    if probabilities is None and isinstance(label, LabelInstances) and label.core:
+        raise ValueError(f"core is {label.core}, and there are no probabilities")
     size, dims = classes.shape, len(classes.shape)
     block, grid = _blocks(classes)
     if "counts" not in progress:
@@ -139,7 +141,7 @@ def _label(
     box = _box(index, block, classes.shape)
     around = _grown(box, reach, classes.shape)
     foreground = (classes[around] != 0).astype(np.uint8)
-    if isinstance(label, LabelInstances) and label.core is not None:
+    if isinstance(label, LabelInstances) and label.core:
         together = probabilities[(slice(None), *around)].sum(0, dtype=np.uint16).clip(max=255)
         foreground = np.where(foreground, together / np.float32(255), np.float32(0))
     ids = np.asarray(label(foreground[None]))[0]
