@@ -209,7 +209,12 @@ def _labels(fingerprint: Fingerprint) -> dict[str, Setting]:
             if neck
             else f"{length}; none: labelled objects are as narrow, as a whole or at a waist, as where they are joined",
         ),
-        "core": Setting(0, "objects joined only by less probable pixels are split; 0.7 helps well-trained networks"),
+        "core": Setting(
+            0 if neck else 0.75,
+            "objects joined only by less probable pixels are split; 0: none"
+            if neck
+            else "objects joined only by less probable pixels are split, as necks cannot do it",
+        ),
     }
     if fingerprint.spatial_dims == 3:  # what the 3-D paper has not
         found["w0"] = Setting(PAPER_2D["w0"].value, "§3 of the 2015 paper")

@@ -102,7 +102,7 @@ def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
     assert (found["ridge"], found["grow"]) == (3, 3), "of 13 pixels in width"
     share = np.concatenate([tifffile.imread(file).ravel() > 0 for file in (data / "labels").iterdir()]).mean()
     assert found["class_weights"] == pytest.approx([1, np.sqrt((1 - share) / share)], rel=5e-3)
-    assert found["neck"] == 3
+    assert (found["neck"], found["core"]) == (3, 0)
     assert len(found["features"]) == 4, "20 pixels of context are less than two nuclei are long, 44 are more"
 
 
@@ -173,6 +173,7 @@ def test_masks_of_colour_images(planned):
     _, _, joined = planned(histology, label_components=True)
     assert (joined.kind, joined.values) == ("instances", [0, 255])
     assert values(joined)["neck"] <= 1, "two discs in touch are one piece, with a waist"
+    assert values(joined)["core"] == (0 if values(joined)["neck"] else 0.75)
 
 
 def test_objects_of_two_classes(planned):
