@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and docs/new_bundle.md from benchmarks/results/*.json, and draw their plot.
+"""Write the tables of docs/benchmarks.md, docs/new_bundle.md and docs/results.md from benchmarks/results/*.json.
 
     python -m benchmarks.document
 
@@ -22,6 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "benchmarks.md": ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu"),
     "new_bundle.md": ("studies.any_task", "studies.planning", "studies.nnunet"),
+    "results.md": ("studies.fine_tuning",),
 }
 
 

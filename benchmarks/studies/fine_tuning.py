@@ -89,7 +89,7 @@ def draw(result: Mapping[str, Any]) -> None:
             rows = [row for row in result["rows"] if (row["cells"], row["start"]) == (cells, start)]
             axis.plot([row["images"] for row in rows], [row["seg"] for row in rows], "o-", color=colour, label=start)
         axis.set(title=cells, xlabel="own images", ylim=(0, 1))
-        axis.legend(loc="lower right")
+        axis.legend(loc="center right")
     figure.axes[0].set_ylabel("SEG on later frames")
     figure.savefig(PICTURE, dpi=100)
 
