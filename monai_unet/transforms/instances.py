@@ -202,8 +202,8 @@ class LabelInstances(Transform):
     array([[[1, 1, 2, 2],
             [1, 1, 2, 2],
             [0, 0, 0, 0]]], dtype=uint16)
-    >>> LabelInstances(core=0.7)(np.array([[[0.9, 0.8, 0.6, 0.9, 0, 0.6]]]))
-    array([[[1, 1, 1, 2, 0, 3]]], dtype=uint16)
+    >>> LabelInstances(core=0.7)(np.array([[[0.9, 0.8, 0.6, 0.9, 0, 0, 0.6]]]))
+    array([[[1, 1, 1, 2, 0, 0, 3]]], dtype=uint16)
     """
 
     def __init__(
