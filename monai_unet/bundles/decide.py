@@ -79,7 +79,7 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
     settings |= _levels(fingerprint, volumes)
     settings |= _labels(fingerprint)
     if fingerprint.spatial_dims == 2:  # volumes look more alike, and their tiles would become too small
-        settings["batch_size"] = Setting(2, "smaller tiles, of two images, so that batch norm sees both: §3 has one")
+        settings["batch_size"] = Setting(2, "tiles, of two images, so that batch norm sees both: §3 has one")
     settings |= _size(fingerprint, settings, memory * 2**30 if memory else free / 2, minutes, device)
     network = _network(fingerprint, settings, settings["features"].value)
     tile = ensure_tuple_rep(settings["tile_size"].value, fingerprint.spatial_dims)
