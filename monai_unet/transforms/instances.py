@@ -249,8 +249,9 @@ class LabelInstances(Transform):
         ids, count = ndimage.label(foreground, structure, output=np.int32)
         ids, count = self._without_small(ids, count)
         if (self.neck or self.core) and count:
-            regions, number = ndimage.label(values[0] > (self.core or 0), structure, output=np.int32)
-            sure = self._without_small(regions, number)[0] > 0
+            sure = foreground
+            if self.core:
+                sure = self._without_small(*ndimage.label(values[0] > self.core, structure, output=np.int32))[0] > 0
             ids, count = self._without_small(*self._split(foreground, sure, ids, count))
         if self.fill_holes:
             self._fill_holes(ids)

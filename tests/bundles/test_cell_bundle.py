@@ -7,10 +7,12 @@ import json
 import os
 from pathlib import Path
 
+import monai.bundle
 import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from bright_network import save_bright_network
 from bundle_driver import EVALUATE, cause, driver
 from PIL import Image
@@ -171,6 +173,29 @@ def test_the_labels_as_images_are_segmented_to_the_last_cell(by_hand, data, tmp_
     pred = workflow.parser.get_parsed_content("evaluator").state.output[0]["pred"]
     assert pred.dtype == torch.uint16
     assert np.array_equal(np.asarray(pred).squeeze(), ids)
+
+
+@pytest.mark.parametrize("config", ["inference", "inference_large"])
+@pytest.mark.parametrize(("options", "count"), [({}, 2), ({"core": 0}, 1), ({"core": 0.55}, 1)])
+def test_cells_joined_by_doubtful_pixels_are_split(by_hand, tmp_path, config, options, count):
+    """A bridge whose probability is 0.6: its normalised gray is 0.54."""
+    image = np.full((90, 120), 5000.0)
+    image[20:70, 10:50] = image[20:70, 65:105] = 20000
+    for _ in range(20):
+        image[40:45, 50:65] = image.mean() + (0.5 + np.log(0.6 / 0.4) / 10) * image.std()
+    tifffile.imwrite(tmp_path / "cells.tif", image.astype(np.uint16))
+    out = tmp_path / "out"
+    given = {"ckpt_path": str(by_hand), "averaging": "none", "device": "cpu", **options}
+    files = {"config_file": str(BUNDLE / "configs" / f"{config}.yaml")}
+    files |= {"meta_file": str(BUNDLE / "configs" / "metadata.json"), "bundle_root": str(BUNDLE)}
+    monai.bundle.run(input=str(tmp_path / "cells.tif"), output_dir=str(out), **files, **given)
+    if config == "inference":
+        assert tifffile.imread(out / "cells_probability.tif")[42, 57] == pytest.approx(0.6, abs=0.02)
+        ids = tifffile.imread(out / "cells_instances.tif")
+    else:
+        ids = zarr.open_group(out / "cells_prediction.ome.zarr", mode="r")["labels/instances/0"][:]
+    assert len(np.unique(ids)) - 1 == count
+    assert (ids[42, 10:105] > 0).all(), "the bridge is shared out, not lost"
 
 
 def test_cells_are_measured_in_micrometres(by_hand, tmp_path):

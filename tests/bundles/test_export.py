@@ -94,6 +94,18 @@ def test_an_image_of_any_size_gives_the_probabilities_of_the_bundle(format: str,
     assert "LabelInstances(min_size=61)(mask)" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_rule_of_doubtful_pixels_is_told_with_what_it_takes(cells: Path, tmp_path: Path):
+    path = cells / "models" / "model.pt"
+    content = torch.load(path, weights_only=True)
+    content["task"] |= {"neck": 0, "core": 0.7}
+    bundle = tmp_path / "bundle"
+    shutil.copytree(cells, bundle)
+    torch.save(content, bundle / "models" / "model.pt")
+    text = (export(bundle, "torchscript", tmp_path / "out") / "README.md").read_text()
+    assert "neck=0, core=0.7)(mask * probability)" in text
+    assert "`probability` is 1 − that of the background" in text
+
+
 def test_a_package_describes_sizes_halo_and_preparation(cells: Path, tmp_path: Path):
     folder = export(cells, "bioimageio", tmp_path / "package")
     document = yaml.safe_load((folder / "rdf.yaml").read_text())

@@ -172,8 +172,8 @@ def test_masks_of_colour_images(planned):
     assert plan.masks
     _, _, joined = planned(histology, label_components=True)
     assert (joined.kind, joined.values) == ("instances", [0, 255])
-    assert values(joined)["neck"] <= 1, "two discs in touch are one piece, with a waist"
-    assert values(joined)["core"] == (0 if values(joined)["neck"] else 0.75)
+    rules = [values(joined)[name] for name in ("neck", "core")]
+    assert rules == [0, 0.75], "two discs in touch are one piece, with a waist: necks cannot part them"
 
 
 def test_objects_of_two_classes(planned):
