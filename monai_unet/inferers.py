@@ -74,8 +74,9 @@ class OverlapTileInferer(Inferer):
         sw_batch_size: tiles per forward pass.
         padding_mode: "reflect" mirrors about the edge voxel, as in the paper; "replicate" repeats it.
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
-            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes). These are exact,
-            without interpolation (`symmetry_mean`). The paper averages 7 rotations.
+            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes); [0] over the
+            mirrorings along these spatial axes only. These are exact, without interpolation (`symmetry_mean`). Choose
+            what the network was trained on. The paper averages 7 rotations.
         margin: context lost per side, one number or one per axis, if the network has no attribute ``margin`` as
             `ValidUNet` has. A network whose output is as large as its input, as MONAI's own are, is cropped by it:
             choose at least the radius of its receptive field, and there are no seams.
@@ -110,7 +111,7 @@ class OverlapTileInferer(Inferer):
         tile_size: int | Sequence[int] | None = None,
         sw_batch_size: int = 1,
         padding_mode: str = "reflect",
-        averaging: str = "none",
+        averaging: str | Sequence[int] = "none",
         margin: int | Sequence[int] | None = None,
         multiple: int | Sequence[int] | None = None,
         sw_device: torch.device | str | None = None,
@@ -128,7 +129,7 @@ class OverlapTileInferer(Inferer):
         self.tile_size = tile_size
         self.sw_batch_size = sw_batch_size
         self.padding_mode = parse_choice("padding_mode", padding_mode, ("reflect", "replicate"))
-        self.averaging = parse_choice("averaging", averaging, ("none", "mirror", "all"))
+        self.averaging = _averaging(averaging)
         self.margin = margin
         self.multiple = multiple
         self.sw_device = sw_device
@@ -206,6 +207,8 @@ class OverlapTileInferer(Inferer):
         margins, multiples = self._attribute("margin", core, dims), self._attribute("multiple", core, dims)
         if self.averaging == "all" and len({*margins}) > 1:
             raise ValueError(f'averaging is "all", but margins of {margins} allow no rotation; use "mirror" or "none"')
+        if isinstance(self.averaging, list) and max(self.averaging) >= dims:
+            raise ValueError(f"averaging is {self.averaging}; the axes of this network are 0 to {dims - 1}")
         countable = isinstance(core, nn.Module) and all(hasattr(core, a) for a in ("features", "strides", "input_size"))
         if self.tile_size is None and countable:
             images = shape[0] * math.prod(shape[2:-dims])
@@ -417,6 +420,15 @@ class OverlapTileInferer(Inferer):
             margins = self._attribute("margin", _unwrapped(network), x.ndim - 2)
             return _boxed(y, [slice(margin, n - margin) for margin, n in zip(margins, y.shape[2:], strict=True)])
         return y
+
+
+def _averaging(value: object) -> str | list[int]:
+    """Read what to average over: a word, or spatial axes."""
+    if not isinstance(value, list | tuple):
+        return parse_choice("averaging", value, ("none", "mirror", "all"))
+    if not all(axis in (0, 1, 2) for axis in value) or len({*value}) < len(value):
+        raise ValueError(f"averaging is {value!r}; it must be none, mirror, all, or different axes from 0 to 2")
+    return [*value] or "none"
 
 
 def _stitch(out: Tensor, group: list[Any], arrived: Callable[[], Tensor], plan: TilePlan) -> None:

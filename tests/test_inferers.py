@@ -94,6 +94,17 @@ def test_averaging_over_the_symmetries_of_a_square(averaging, count):
     torch.testing.assert_close(y, torch.stack(outputs).mean(0), atol=1e-5, rtol=1e-5)
 
 
+def test_averaging_over_one_axis():
+    x = torch.rand(1, 2, 20, 20)  # one tile, as above
+    one = OverlapTileInferer()
+    expected = (one(x, NET2) + one(x.flip(3), NET2).flip(3)) / 2
+    torch.testing.assert_close(OverlapTileInferer(averaging=[1])(x, NET2), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(OverlapTileInferer(averaging=[0])(x, NET2), expected, atol=1e-3)
+    assert OverlapTileInferer(averaging=[]).averaging == "none"
+    with pytest.raises(ValueError, match=re.escape("averaging is [2]; the axes of this network are 0 to 1")):
+        OverlapTileInferer(averaging=[2])(x, NET2)
+
+
 def test_averaging_is_seamless_and_counts_48_in_3d():
     calls = []
 
@@ -272,6 +283,8 @@ def test_several_outputs(outputs, averaging):
     [
         ({"padding_mode": "zeros"}, "padding_mode is 'zeros'; it must be reflect or replicate"),
         ({"averaging": "rotate"}, "averaging is 'rotate'; it must be none, mirror or all"),
+        ({"averaging": [3]}, r"averaging is \[3\]; it must be none, mirror, all, or different axes from 0 to 2"),
+        ({"averaging": [0, 0]}, r"averaging is \[0, 0\]; it must be"),
         ({"amp": "half"}, "amp is 'half'; it must be true or false"),
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Exported(NamedTuple):
     name: str
     network: ValidUNet
     task: dict[str, Any]
-    averaging: str
+    averaging: str | Sequence[int]
     #: (a_min, a_max, b_min, b_max) of a fixed scale; None for statistics of the image
     scale: tuple[float, float, float, float] | None
     metadata: dict[str, Any]
@@ -87,7 +88,7 @@ class Tile(nn.Module):
     (torch.Size([1, 2, 44, 46]), 0.0)
     """
 
-    def __init__(self, network: ValidUNet, averaging: str) -> None:
+    def __init__(self, network: ValidUNet, averaging: str | Sequence[int]) -> None:
         super().__init__()
         self.network = network
         self.averaging = averaging
@@ -121,7 +122,9 @@ class WholeImage(Tile):
     tensor(1., grad_fn=...)
     """
 
-    def __init__(self, network: ValidUNet, averaging: str, scale: tuple[float, float, float, float] | None) -> None:
+    def __init__(
+        self, network: ValidUNet, averaging: str | Sequence[int], scale: tuple[float, float, float, float] | None
+    ) -> None:
         super().__init__(network, averaging)
         self.scale = scale
         self.multiples: tuple[int, ...] = ensure_tuple_rep(network.multiple, network.spatial_dims)
@@ -317,17 +320,14 @@ def readme(exported: Exported, how: str) -> str:
         )
         if network.out_channels > 2:
             instances += "\nThe class of an object is that of the highest mean probability over its pixels.\n"
-    averaging = {
-        "none": "one pass",
-        "mirror": "averaged over mirrorings",
-        "all": "averaged over rotations and mirrorings",
-    }
+    passes = {"none": "one pass", "all": "averaged over rotations and mirrorings"}
+    averaging = passes.get(str(exported.averaging), "averaged over mirrorings")
     references = "\n".join(f"- {reference}" for reference in about["references"])
     return f"""# {about["name"]}
 
 {about["description"]}
 
-In: {channels}.{size} Out: the probabilities of {classes} ({averaging[exported.averaging]}).
+In: {channels}.{size} Out: the probabilities of {classes} ({averaging}).
 
 {how}{instances}
 ## Validation

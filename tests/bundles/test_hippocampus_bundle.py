@@ -14,7 +14,7 @@ from bundle_driver import EVALUATE, cause, driver
 
 from monai_unet.data import InputError
 from monai_unet.datasets import prepare
-from monai_unet.networks import ValidUNet, load_network
+from monai_unet.networks import ValidUNet, load_network, load_task
 
 pytestmark = [
     pytest.mark.usefixtures("elsewhere"),
@@ -51,12 +51,19 @@ def test_training_leaves_the_best_checkpoint_and_a_run(trained, store):
     network = load_network(trained / "model.pt")
     assert (network.spatial_dims, network.features, network.out_channels) == (3, (2, 3), 3)
     assert hasattr(network.encoder[0], "norm1")
+    assert load_task(trained / "model.pt")["mirrored"] == [0]  # left and right
     assert (trained / "pictures" / "epoch_0001.png").stat().st_size > 10_000
     client = MlflowClient(store)
     (experiment,) = client.search_experiments(filter_string="name = 'hippocampus_segmentation'")
     (record,) = client.search_runs([experiment.experiment_id], filter_string="params.momentum = '0.99'")
     assert {"Loss", "dice", "dice_anterior", "dice_posterior"} <= set(record.data.metrics)
     assert {"spacing", "norm", "class_weights", "elastic_sigma", "scale_range"} <= set(record.data.params)
+
+
+@pytest.mark.parametrize(("flip_prob", "mirrored"), [(0.5, [0, 1, 2]), (0, []), ([0, 0.5, 0], [1])])
+def test_a_checkpoint_says_along_which_axes_training_mirrored(data, tmp_path, flip_prob, mirrored):
+    workflow = build("train", dataset_dir=str(data), output_dir=str(tmp_path), **TINY, flip_prob=flip_prob)
+    assert workflow.parser.get_parsed_content("task")["mirrored"] == mirrored
 
 
 def test_a_tile_without_augmentation_is_the_middle_of_its_volume(data, tmp_path):

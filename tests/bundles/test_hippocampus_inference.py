@@ -64,6 +64,28 @@ def test_bright_voxels_of_a_nifti_file(tmp_path: Path, checkpoint: Path) -> None
     np.testing.assert_array_equal(np.asanyarray(mask.dataobj), bright)
 
 
+def test_predictions_are_averaged_over_what_training_mirrored(tmp_path: Path, checkpoint: Path) -> None:
+    """A network that sees the voxel to the left: with its mirrored self, the one to the right too."""
+    state = torch.load(checkpoint)
+    weight = state["encoder.0.conv1.weight"]
+    weight[0, 0, 0, 1, 1], weight[0, 0, 1, 1, 1] = weight[0, 0, 1, 1, 1].clone(), 0
+    bright = np.random.default_rng(0).random((19, 23, 17)) > 0.7
+    nib.save(nib.Nifti1Image(np.where(bright, 900, 100).astype(np.int16), np.eye(4)), tmp_path / "image.nii")
+    left, right = np.roll(bright, 1, axis=0)[1:-1], np.roll(bright, -1, axis=0)[1:-1]
+    for mirrored, given, expected in (
+        (None, {}, left),
+        ([], {}, left),
+        ([0], {}, left | right),
+        ([0], {"averaging": "none"}, left),
+        (None, {"averaging": [0]}, left | right),
+    ):
+        task = {} if mirrored is None else {"mirrored": mirrored}
+        torch.save({"model": state, "task": task}, checkpoint)
+        predict(tmp_path / "image.nii", checkpoint, overwrite=True, **given)
+        (path,) = (tmp_path / "out").glob("*_seg*")
+        np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj)[1:-1], expected)
+
+
 def test_real_mr_series(tmp_path: Path, checkpoint: Path) -> None:
     """The three series of three studies, in one run: a SEG each, bright voxels in place."""
     if "MONAI_UNET_DATA" not in os.environ:
