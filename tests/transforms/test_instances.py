@@ -225,14 +225,17 @@ def test_a_doubtful_ridge_is_no_hole(ridge: str) -> None:
         assert found.max() == 2
 
 
+@pytest.mark.parametrize("spacing", [None, (3, 1)])
 @pytest.mark.parametrize("connectivity", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_parts_around_cores_are_those_of_a_slow_search(seed: int, connectivity: int) -> None:
+def test_the_parts_around_cores_are_those_of_a_slow_search(
+    seed: int, connectivity: int, spacing: tuple[int, int] | None
+) -> None:
     random = np.random.default_rng(seed)
     p = ndimage.gaussian_filter(random.random((26, 31)), 1.5)
     p = ((p - p.min()) / np.ptp(p)) * (p > np.median(p))
-    found = LabelInstances(connectivity, min_size=3, core=0.75, grow=0)(p[None])[0]
-    filled = LabelInstances(connectivity, min_size=3, core=0.75, grow=0, fill_holes=True)(p[None])[0]
+    found = LabelInstances(connectivity, min_size=3, core=0.75, grow=0, spacing=spacing)(p[None])[0]
+    filled = LabelInstances(connectivity, min_size=3, core=0.75, grow=0, spacing=spacing, fill_holes=True)(p[None])[0]
     assert filled.max() == found.max(), "a doubtful ridge is no hole"
     structure = ndimage.generate_binary_structure(2, connectivity)
     components, _ = ndimage.label(p > 0, structure)
@@ -247,7 +250,8 @@ def test_the_parts_around_cores_are_those_of_a_slow_search(seed: int, connectivi
             assert len(np.unique(found[inside])) == 1
         else:
             for voxel in np.argwhere(inside):
-                distance = {n: np.hypot(*(np.argwhere(regions == n) - voxel).T).min() for n in own}
+                apart = {n: (np.argwhere(regions == n) - voxel) * (spacing or (1, 1)) for n in own}
+                distance = {n: np.hypot(*apart[n].T).min() for n in own}
                 nearest = [n for n in own if distance[n] == min(distance.values())]
                 names = {found[tuple(np.argwhere(regions == n)[0])] for n in nearest}
                 assert found[tuple(voxel)] in names or not found[tuple(voxel)], "a part of two voxels is dropped"
