@@ -249,6 +249,12 @@ def test_two_classes_of_objects_from_folders_to_tables(planned, store, tmp_path,
     assert {row["class"] for row in rows if int(row["label"]) % 2} <= {"dim"}
     assert {row["class"] for row in rows if int(row["label"]) % 2 == 0} == {"round"}
 
+    doubted = {"core": 0.97, "ckpt_path": ckpt, "input": str(data / "images" / "field7.png"), **CPU}
+    run("inference", **doubted, output_dir=str(tmp_path / "doubted"))
+    split = tifffile.imread(tmp_path / "doubted" / "field7_instances.tif")
+    assert len(np.unique(split)) > len(np.unique(ids)), "parted where the network doubts"
+    assert {row["class"] for row in _rows(tmp_path / "doubted")} == {row["class"] for row in rows}
+
 
 @pytest.mark.parametrize("make", [nuclei, two_channels, three_classes, histology, two_kinds])
 def test_the_bundle_passes_the_checks_of_the_model_zoo_and_lists_its_options(make, planned, tmp_path, monkeypatch):
