@@ -57,6 +57,7 @@ class Infer(BundleInferTask):  # type: ignore[misc]
 
     def __init__(self, path: str, conf: dict[str, str], **options: Any) -> None:
         super().__init__(path, conf, **options)
+        self.weights_of = 0  # the time of the weights that the parsed config goes by
         if self.valid and (names := load_task(Path(path) / "models" / "model.pt").get("class_names")):
             self.labels = {name.lower(): number for number, name in enumerate(names) if number}
 
@@ -73,6 +74,13 @@ class Infer(BundleInferTask):  # type: ignore[misc]
         if path is None:
             raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, f"{self.path[0]} is gone: put it back")
         return str(path)
+
+    def pre_transforms(self, data: dict[str, Any] | None = None) -> Any:
+        """Go by what the weights that are there now say of their task: a training may have replaced them."""
+        if (now := Path(self.get_path()).stat().st_mtime_ns) != self.weights_of:
+            self.bundle_config.parse(True)  # MONAI Label would go on with what it has parsed
+            self.weights_of = now
+        return super().pre_transforms(data)
 
     def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
         """Read an archive's series from its slices, with the checks of the bundle's own reader.
