@@ -74,9 +74,9 @@ class OverlapTileInferer(Inferer):
         sw_batch_size: tiles per forward pass.
         padding_mode: "reflect" mirrors about the edge voxel, as in the paper; "replicate" repeats it.
         averaging: "none"; "mirror" averages the network's outputs over the 2^d mirrorings of each tile; "all" over all
-            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes); [0] over the
-            mirrorings along these spatial axes only. These are exact, without interpolation (`symmetry_mean`). Choose
-            what the network was trained on. The paper averages 7 rotations.
+            mirrorings and right-angled rotations, 8 in 2-D and 48 in 3-D (for equal voxel sizes); a list of spatial
+            axes, such as [0], over the mirrorings along these only. All are exact, without interpolation
+            (`symmetry_mean`). Choose what the network was trained on. The paper averages 7 rotations.
         margin: context lost per side, one number or one per axis, if the network has no attribute ``margin`` as
             `ValidUNet` has. A network whose output is as large as its input, as MONAI's own are, is cropped by it:
             choose at least the radius of its receptive field, and there are no seams.
@@ -426,9 +426,9 @@ def _averaging(value: object) -> str | list[int]:
     """Read what to average over: a word, or spatial axes."""
     if not isinstance(value, list | tuple):
         return parse_choice("averaging", value, ("none", "mirror", "all"))
-    if not all(axis in (0, 1, 2) for axis in value) or len({*value}) < len(value):
+    if not all(type(axis) is int and 0 <= axis <= 2 for axis in value) or len({*value}) < len(value):
         raise ValueError(f"averaging is {value!r}; it must be none, mirror, all, or different axes from 0 to 2")
-    return [*value] or "none"
+    return sorted(value) or "none"
 
 
 def _stitch(out: Tensor, group: list[Any], arrived: Callable[[], Tensor], plan: TilePlan) -> None:

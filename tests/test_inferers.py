@@ -105,6 +105,25 @@ def test_averaging_over_one_axis():
         OverlapTileInferer(averaging=[2])(x, NET2)
 
 
+def test_averaging_over_two_axes_of_three():
+    calls = []
+
+    def counted(x):
+        calls.append(x.shape)
+        return NET3(x)
+
+    x, one = torch.rand(1, 1, 8, 8, 8), OverlapTileInferer(8)
+    versions = [one(x.flip(axes), NET3).flip(axes) for axes in ((), (2,), (4,), (2, 4))]
+    averaged = OverlapTileInferer(8, averaging=[2, 0], uncertainty=True)
+    y = averaged(x, NET3)
+    torch.testing.assert_close(y[:, :-1], torch.stack(versions).mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[:, -1], symmetry_variance(x, NET3, one, (0, 2)), atol=1e-5, rtol=1e-5)
+    tiled = OverlapTileInferer(4, averaging=(0, 2), margin=20, multiple=4)(x, counted)
+    torch.testing.assert_close(tiled, y[:, :-1], atol=1e-5, rtol=1e-5)
+    assert len(calls) == 4 * 8
+    assert averaged.averaging == [0, 2]
+
+
 def test_averaging_is_seamless_and_counts_48_in_3d():
     calls = []
 
@@ -285,6 +304,7 @@ def test_several_outputs(outputs, averaging):
         ({"averaging": "rotate"}, "averaging is 'rotate'; it must be none, mirror or all"),
         ({"averaging": [3]}, r"averaging is \[3\]; it must be none, mirror, all, or different axes from 0 to 2"),
         ({"averaging": [0, 0]}, r"averaging is \[0, 0\]; it must be"),
+        ({"averaging": [True]}, r"averaging is \[True\]; it must be"),
         ({"amp": "half"}, "amp is 'half'; it must be true or false"),
         ({"sw_batch_size": 0}, "sw_batch_size is 0; it must be at least 1"),
     ],

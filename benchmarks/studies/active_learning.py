@@ -38,7 +38,7 @@ START = 5
 STRATEGIES = ("uncertainty", "random")
 LEFT_RIGHT = (0,)
 #: a whole volume in one tile, in bfloat16 if the processor supports it: up to rounding, the result is the same
-FAST = {"tile_size": "$None", "amp": "$torch.ops.mkldnn._is_mkldnn_bf16_supported()"}
+FAST = {"tile_size": "$None", "averaging": "none", "amp": "$torch.ops.mkldnn._is_mkldnn_bf16_supported()"}
 
 
 def train(folder: Path, items: list[dict[str, Any]], steps: int, seed: int) -> None:

@@ -103,7 +103,7 @@ def _check_value(name: str, value: Any, defaults: list[Any]) -> None:
     if name.endswith(("_dir", "_path")) and type(value) in (int, float):
         raise InputError(f"--{name}", f"the name was read as {value!r}", 'Write it as a path, "./NAME"')
     many = any(isinstance(default, list) for default in defaults)
-    if name in ("kernel_size", "strides"):  # per level and axis: the network says what is wrong with them
+    if name in ("kernel_size", "strides", "averaging"):  # the network and the inferer say what is wrong with them
         return
     if not all(_numbers(default) for default in defaults):
         return

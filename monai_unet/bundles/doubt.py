@@ -131,7 +131,7 @@ def set_doubt(
     split: str = "validation",
     share: float = 0.15,
     ckpt_path: str | os.PathLike[str] | None = None,
-    averaging: str | None = None,
+    averaging: str | Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], Examined]:
     """Write temperature and thresholds into a checkpoint's task, as its entry "doubt".
 

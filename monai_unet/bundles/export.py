@@ -270,7 +270,7 @@ def _read(folder: Path) -> Exported:
     if "spacing" in parser:
         task["spacing"] = parser.get_parsed_content("spacing")
     return Exported(
-        folder.resolve().name, network, task, parser.get_parsed_content("averaging"), scale, metadata, image
+        folder.resolve().name, network, task, parser.get_parsed_content("inferer").averaging, scale, metadata, image
     )
 
 

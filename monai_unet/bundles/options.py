@@ -67,7 +67,7 @@ def options(config: str | os.PathLike[str]) -> list[Option]:
                 if default[0] in "\"'":  # of a value that continues on the next line, the first line is enough
                     default = default[1:].removesuffix(default[0])
                 if given := GIVEN.fullmatch(default):
-                    default = given[1]
+                    default = given[1].strip("'")
                 before = found.get(name, Option(name, "", "", heading))
                 meaning = comment or above or before.meaning
                 found[name] = Option(name, default, meaning, before.heading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_what_monai_and_monai_label_set_passes():
 @pytest.mark.parametrize("configs", [["train"], ["train", "compact"], ["inference"], ["inference", "evaluate"]])
 def test_every_config_passes_with_its_own_values(bundle, configs):
     check(*configs, bundle=BUNDLES / bundle)
+
+
+def test_averaging_is_a_word_or_axes(tmp_path):
+    volumes = BUNDLES / "hippocampus_segmentation"
+    for value in ([0], "none", "mirror"):
+        check("inference", bundle=volumes, averaging=value)
+    (option,) = (option for option in options(volumes / "configs" / "inference.yaml") if option.name == "averaging")
+    assert option.default == "none"
+    own = shutil.copytree(volumes / "configs", tmp_path / "configs") / "inference.yaml"
+    own.write_text(own.read_text().replace("$@task.get('mirrored', 'none')", "[0]"))
+    check("inference", bundle=tmp_path, averaging="none")
 
 
 def test_the_config_of_large_images_passes():

@@ -55,6 +55,8 @@ def test_from_raw_files_to_predictions(make: Callable[..., Path], tmp_path: Path
     assert 0 <= overall[plan.metric] <= 1
     task = load_task(bundle / "models" / "model.pt")
     assert task["class_names"] == plan.class_names
+    flips = np.broadcast_to(plan.settings["flip_prob"].value, plan.dims)
+    assert task.get("mirrored") == (np.flatnonzero(flips).tolist() if plan.volumes else None)
 
     source = data / SOURCES[make]
     given = {"keep_names": True} if plan.volumes else {"averaging": "none", "pictures": False}
