@@ -98,7 +98,7 @@ class Scores:
                 types[kind][name] = mean_over_images([values[number] for number in chosen])
         for title, scores in {f"mean of {len(rows)}": means, **types}.items():
             number = f", {scores['images']}" if "images" in scores else ""
-            texts = [f"{name} {scores[name]['mean']:.3f} ({_range(scores[name]['interval'])})" for name in per_image]
+            texts = [f"{name} {_mean_and_range(**scores[name])}" for name in per_image]
             if texts:
                 print(f"{title}{number}:", *texts, sep="  ")
         width = max(map(len, [*self.images, "overall"]))
@@ -142,8 +142,10 @@ def mean_over_images(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(known.mean()), "interval": interval.tolist()}
 
 
-def _range(interval: Sequence[float]) -> str:
-    return "–".join(f"{value:.3f}" for value in interval)
+def _mean_and_range(mean: float, interval: Sequence[float]) -> str:
+    digits = 5 if mean < 0.01 else 3
+    low, high = (f"{value:.{digits}f}" for value in interval)
+    return f"{mean:.{digits}f} ({low}–{high})"
 
 
 def _files(record: dict[str, Any]) -> dict[str, str]:

@@ -131,3 +131,10 @@ class Run:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics += [(name, value, step) for name, value in metrics.items()]
+
+
+def test_small_means_are_printed_with_more_digits(tmp_path, capsys):
+    engine = evaluator({"warping_error": 0.0016}, {"warping_error": torch.tensor([[0.0015], [0.0017]])})
+    Scores(tmp_path).attach(engine)
+    engine.run(batches(["a.png", "b.png"]))
+    assert "warping_error 0.00160 (0.00150–0.00170)" in capsys.readouterr().out
