@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "benchmarks.md": ("weight_map", "elastic", "inference", "whole_step", "free_speed", "start_up", "workers", "gpu"),
     "new_bundle.md": ("studies.any_task", "studies.planning", "studies.nnunet"),
-    "results.md": ("studies.fine_tuning",),
+    "results.md": ("studies.border_weights", "studies.fine_tuning"),
 }
 
 
