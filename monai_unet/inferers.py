@@ -426,9 +426,9 @@ def _averaging(value: object) -> str | list[int]:
     """Read what to average over: a word, or spatial axes."""
     if not isinstance(value, list | tuple):
         return parse_choice("averaging", value, ("none", "mirror", "all"))
-    if not all(type(axis) is int and 0 <= axis <= 2 for axis in value) or len({*value}) < len(value):
+    if any(isinstance(axis, bool) or axis not in (0, 1, 2) for axis in value) or len({*value}) < len(value):
         raise ValueError(f"averaging is {value!r}; it must be none, mirror, all, or different axes from 0 to 2")
-    return sorted(value) or "none"
+    return sorted(map(int, value)) or "none"
 
 
 def _stitch(out: Tensor, group: list[Any], arrived: Callable[[], Tensor], plan: TilePlan) -> None:

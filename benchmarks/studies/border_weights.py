@@ -72,7 +72,8 @@ def main() -> None:
         for w0 in (0, 10):
             row = train_and_score(w0, seed, given.epochs, given.width, data, work / f"seed{seed}_w{w0}")
             rows.append(row)
-    protocol = "the 6 gold frames of DIC-C2DH-HeLa sequence 01 up to 034 train, 039, 054 and 067 are scored"
+    protocol = "the 6 gold frames of DIC-C2DH-HeLa sequence 01 up to 034 train, the last of which chooses the "
+    protocol += "checkpoint, 039, 054 and 067 are scored"
     facts = {"steps": given.epochs * STEPS_PER_EPOCH, "width": given.width, "tile_size": TILE_SIZE}
     result = record("border_weights", rows, device=best_device(), protocol=protocol, **facts)
     print(table(result))

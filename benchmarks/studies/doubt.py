@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--averaging", type=yaml.safe_load)
+    parser.add_argument("--averaging", choices=("none", "mirror", "all"))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     rule = load_task(given.bundle / "models" / "model.pt").get("doubt")

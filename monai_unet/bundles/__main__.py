@@ -11,8 +11,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import yaml
-
 from monai_unet.bundles.copies import copy_bundle, shipped_bundle
 from monai_unet.bundles.options import options
 from monai_unet.errors import InputError
@@ -49,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     doubtful.add_argument("--share", type=float, default=0.15, help="of its images to flag (default: %(default)s)")
     doubtful.add_argument("--ckpt_path", help="model.pt to write to (default: the bundle's)")
-    doubtful.add_argument(
-        "--averaging", type=yaml.safe_load, help="as for the prediction, such as none (default: as the bundle predicts)"
-    )
+    doubtful.add_argument("--averaging", choices=("none", "mirror", "all"), help="(default: as the bundle predicts)")
     exported = commands.add_parser("export", help="write a bundle's network for other programs")
     exported.add_argument("bundle", help="its folder, or the name of one that comes with the package")
     exported.add_argument("--format", required=True, choices=("bioimageio", "onnx", "torchscript"))

@@ -143,7 +143,7 @@ def mean_over_images(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _mean_and_range(mean: float, interval: Sequence[float]) -> str:
-    digits = 5 if mean < 0.01 else 3
+    digits = 5 if 0 < mean < 0.01 else 3
     low, high = (f"{value:.{digits}f}" for value in interval)
     return f"{mean:.{digits}f} ({low}–{high})"
 
