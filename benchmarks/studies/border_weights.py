@@ -56,10 +56,9 @@ def table(result: Mapping[str, Any]) -> str:
             for line, row in zip(lines, rows, strict=True):
                 line.append(f"{row[rule][score]:.{digits}f}")
             without, weighted = ([row[rule][score] for row in rows if row["w0"] == w0] for w0 in (0, 10))
-            test = ttest_rel(weighted, without)
-            mean = sum(weighted) / len(weighted) - sum(without) / len(without)
-            low, high = test.confidence_interval(0.95)
-            gain.append(f"{mean:+.{max(1, digits)}f} ({low:+.{max(1, digits)}f} to {high:+.{max(1, digits)}f})")
+            low, high = ttest_rel(weighted, without).confidence_interval(0.95)  # about the mean difference
+            mean, low, high = (f"{value:+.{digits or 1}f}" for value in ((low + high) / 2, low, high))
+            gain.append(f"{mean} ({low} to {high})")
     return markdown(header, [*lines, gain])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,24 @@ def test_the_rule_of_doubtful_pixels_is_told_with_what_it_takes(cells: Path, tmp
     text = (export(bundle, "torchscript", tmp_path / "out") / "README.md").read_text()
     assert "neck=0, core=0.7)(mask * probability)" in text
     assert "`probability` is 1 − that of the background" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("none", "one pass"),
+        ([], "one pass"),
+        ([1], "averaged over mirrorings"),
+        ("mirror", "averaged over mirrorings"),
+        ("all", "averaged over rotations and mirrorings"),
+    ],
+)
+def test_what_is_averaged_over_is_told(given: Any, words: str, cells: Path, tmp_path: Path):
+    bundle = shutil.copytree(cells, tmp_path / "bundle")
+    config = bundle / "configs" / "inference.yaml"
+    config.write_text(re.sub(r"^averaging: \S+", f"averaging: {given}", config.read_text(), flags=re.MULTILINE))
+    text = (export(bundle, "torchscript", tmp_path / "out") / "README.md").read_text()
+    assert f"({words})" in text
 
 
 def test_a_package_describes_sizes_halo_and_preparation(cells: Path, tmp_path: Path):
