@@ -8,15 +8,17 @@ is a better prediction; their variance ranks images by how much there is to lear
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from itertools import compress, permutations, product
 from typing import Any
 
 import torch
 from monai.data.meta_tensor import MetaTensor
+from monai.utils.misc import ensure_tuple_rep
 from torch import Tensor
 
-__all__ = ["symmetry_mean", "symmetry_variance"]
+__all__ = ["symmetry_mean", "symmetry_variance", "trained_symmetries"]
 
 
 def symmetry_mean(x: Tensor, function: Callable[[Tensor], Tensor], symmetries: str | Sequence[int] = "all") -> Tensor:
@@ -100,6 +102,30 @@ def symmetry_variance(
     with torch.no_grad():
         mean, mean_square = symmetry_mean(plain, moments, symmetries).chunk(2, dim=1)
     return (mean_square - mean.square()).clamp_min(0).sum(1).float()
+
+
+def trained_symmetries(
+    flip_prob: float | Sequence[float], rotate_range: float | Sequence[float], spatial_dims: int
+) -> str | list[int]:
+    """Find the exact symmetries that augmentation has shown to a network: what `symmetry_mean` may average over.
+
+    Args:
+        flip_prob: probability of mirroring, one number or one per spatial axis, as for `RandElasticDeformation`.
+        rotate_range: radians; of angles up to this in either direction, one is drawn. Unused in 3-D, whose voxels are
+            rarely as deep as wide.
+        spatial_dims: 2 or 3.
+
+    Returns:
+        "all" in 2-D where both axes are mirrored and rotated by right angles too; else the axes that are mirrored.
+
+    >>> trained_symmetries(0.5, math.pi, spatial_dims=2), trained_symmetries([0, 0.5], math.pi, spatial_dims=2)
+    ('all', [1])
+    >>> trained_symmetries([0.5, 0, 0], 0.26, spatial_dims=3)  # left and right
+    [0]
+    """
+    axes = [axis for axis, prob in enumerate(ensure_tuple_rep(flip_prob, spatial_dims)) if prob]
+    turned = spatial_dims == 2 and min(ensure_tuple_rep(rotate_range, 1)) >= math.pi / 2
+    return "all" if turned and len(axes) == 2 else axes
 
 
 def _mirrored(x: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from monai_unet.inferers import OverlapTileInferer
 from monai_unet.networks import ValidUNet
-from monai_unet.symmetries import symmetry_variance
+from monai_unet.symmetries import symmetry_variance, trained_symmetries
 
 
 def plain(image, network):
@@ -92,3 +92,19 @@ def test_unknown_symmetries_are_refused(symmetries):
         ValueError, match=f'symmetries is {re.escape(repr(symmetries))}; it must be "all", "mirror" or axes'
     ):
         symmetry_variance(torch.zeros(1, 1, 4, 4), two_classes(lambda x: x), plain, symmetries)
+
+
+@pytest.mark.parametrize(
+    ("flip_prob", "rotate_range", "dims", "expected"),
+    [
+        (0.5, math.pi, 2, "all"),
+        ([0.1, 1], [math.pi / 2], 2, "all"),
+        (0.5, 0.26, 2, [0, 1]),  # never turned as far as by a right angle
+        ([0, 0.5], math.pi, 2, [1]),
+        (0, math.pi, 2, []),
+        ([0.5, 0, 0], [0.26, 0, 0], 3, [0]),
+        (0.5, math.pi, 3, [0, 1, 2]),  # voxels need not be as deep as wide
+    ],
+)
+def test_what_augmentation_has_shown(flip_prob, rotate_range, dims, expected):
+    assert trained_symmetries(flip_prob, rotate_range, dims) == expected

@@ -72,6 +72,16 @@ def by_hand(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("options", "mirrored"), [({}, "all"), ({"rotate_range": 0}, [0, 1]), ({"flip_prob": 0}, [])])
+def test_images_are_averaged_over_what_training_showed(data, by_hand, tmp_path, options, mirrored):
+    trained = build("train", dataset_dir=str(data), output_dir=str(tmp_path), **TINY, **options).parser
+    assert trained.get_parsed_content("task")["mirrored"] == mirrored
+    torch.save({"model": torch.load(by_hand), "task": {"mirrored": mirrored}}, tmp_path / "model.pt")
+    given = {"input": str(data), "output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt")}
+    assert build("inference", **given).parser.get_parsed_content("inferer").averaging == (mirrored or "none")
+    assert build("inference", **given, averaging="all").parser.get_parsed_content("inferer").averaging == "all"
+
+
 def test_training_leaves_the_best_checkpoint_and_a_run(trained, data, store):
     from mlflow import MlflowClient
 

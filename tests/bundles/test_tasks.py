@@ -56,7 +56,9 @@ def test_from_raw_files_to_predictions(make: Callable[..., Path], tmp_path: Path
     task = load_task(bundle / "models" / "model.pt")
     assert task["class_names"] == plan.class_names
     flips = np.broadcast_to(plan.settings["flip_prob"].value, plan.dims)
-    assert task.get("mirrored") == (np.flatnonzero(flips).tolist() if plan.volumes else None)
+    stacks = plan.dims == 3 and not plan.volumes
+    expected = "all" if plan.dims == 2 else None if stacks else np.flatnonzero(flips).tolist()
+    assert task.get("mirrored") == expected
 
     source = data / SOURCES[make]
     given = {"keep_names": True} if plan.volumes else {"averaging": "none", "pictures": False}

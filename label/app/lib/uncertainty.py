@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lib.answers import sentence
 from monai.bundle import ConfigParser
@@ -15,17 +14,17 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.generic import name_to_device
 
-from monai_unet.symmetries import symmetry_variance
+from monai_unet.symmetries import symmetry_variance, trained_symmetries
 
 logger = logging.getLogger(__name__)
 
 
-def symmetries(bundle: str) -> str | tuple[int, ...]:
+def symmetries(bundle: str) -> str | list[int]:
     """The symmetries that a bundle trains on: all in 2-D, the mirrorings along some of the axes in 3-D."""
     recipe = ConfigParser()
     recipe.read_config(Path(bundle) / "configs" / "train.yaml")
-    mirrored = np.broadcast_to(recipe["flip_prob"], recipe["network_def#spatial_dims"]) > 0
-    return "all" if len(mirrored) == 2 and mirrored.all() else tuple(map(int, np.flatnonzero(mirrored)))
+    shown = (recipe.get_parsed_content(key) for key in ("flip_prob", "rotate_range", "network_def#spatial_dims"))
+    return trained_symmetries(*shown)
 
 
 class Uncertainty(ScoringMethod):
