@@ -226,12 +226,16 @@ def document() -> str:
                 for head in table["scores"]:
                     of_images = mean_over_images([image.get(head, math.nan) for image in scores["images"]])
                     low, high = of_images["interval"]
-                    cells += [f"{scores['overall'][head]:.4f}", f"{of_images['mean']:.4f} ({low:.4f}–{high:.4f})"]
+                    digits = 5 if head == "warping_error" else 4
+                    overall, *means = (
+                        f"{value:.{digits}f}" for value in (scores["overall"][head], of_images["mean"], low, high)
+                    )
+                    cells += [overall, "{} ({}–{})".format(*means)]
                 cells += [f"{scores['overall'][head]:.0f}" for head in counts]
                 label = f"**width {record['width']}, seed {record['seed']}**, {title}; {ran}"
                 lines.append(f"| {label} | " + " | ".join(cells) + " |")
         for other, numbers in table["others"].items():
-            cells = [cell for number in numbers for cell in (f"{number:g}", "")] + [""] * len(counts)
+            cells = [cell for number in numbers for cell in (f"{number:.6f}".rstrip("0"), "")] + [""] * len(counts)
             lines.append(f"| {other} | " + " | ".join(cells) + " |")
         protocols = "; ".join(dict.fromkeys(record["protocol"] for record in records))
         lines += ["", f"Ours: {protocols}; averaged over the 8 exact rotations and mirrorings.", ""]

@@ -94,6 +94,24 @@ def test_the_table_has_ours_next_to_the_paper_s(bundles, tmp_path):
     assert "U373" not in text, "no row without a result"
 
 
+def test_errors_as_small_as_the_challenge_s_keep_their_digits(bundles):
+    errors = {"warping_error": 0.0016232, "rand_error": 0.06, "pixel_error": 0.05}
+    scores = {"held out": {"overall": errors, "images": [errors, errors]}}
+    record = {
+        "dataset": "isbi2012",
+        "width": 32,
+        "seed": 0,
+        "steps": 1,
+        "training_s": 60,
+        "protocol": "",
+        "hardware": "",
+    }
+    paper_tables.keep({**record, "scores": scores})
+    text = paper_tables.document()
+    assert "| 0.00162 | 0.00162 (0.00162–0.00162) | 0.0600 | 0.0600 (0.0600–0.0600) | 0.0500 |" in text
+    assert "| human values in the paper | 0.000005 |  | 0.0021 |  | 0.001 |  |" in text
+
+
 def test_a_fold_trains_on_one_sequence_and_scores_the_other(bundles, tmp_path):
     record = paper_tables.reproduce("hela", width=32, minutes=20, seed=0, work=tmp_path / "work", fold="02")
     assert {Path(options["dataset_dir"]).name for _, options in bundles.runs} == {"fold_02"}
