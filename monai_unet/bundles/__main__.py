@@ -72,9 +72,9 @@ def _new(chosen: argparse.Namespace) -> int:
         chosen.minutes,
         chosen.label_components,
     )
-    for name, (value, why) in plan.settings.items():
+    for name, (value, why) in {"labels": (plan.kind, plan.why), **plan.settings}.items():
         print(f"{name:<18} {value}   {why}")
-    print(f"\n{folder} is written. Train it:\n  python -m monai.bundle run --bundle_root {folder}", end=" ")
+    print(f"\n{folder} is written. Train it:\n  python -W ignore -m monai.bundle run --bundle_root {folder}", end=" ")
     print(f"--config_file {folder}/configs/train.yaml")
     return 0
 

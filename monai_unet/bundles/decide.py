@@ -31,6 +31,8 @@ ENOUGH_STEPS = 1500
 MOST_STEPS = 30_000
 #: validations in a training, fewer where they would take more than this share of its minutes
 VALIDATIONS, VALIDATING = 10, 0.2
+#: words of names that say on which side of a body something is
+SIDES = {"left", "right", "l", "r", "lt", "rt", "lh", "rh", "sin", "dex", "sinister", "dexter", "sinistra", "dextra"}
 #: poolings of the deepest network, by dimension, as in the two papers
 DEEPEST = {2: 4, 3: 3}
 #: output voxels per axis of the largest tile, by dimension: in 2-D the paper's
@@ -106,6 +108,7 @@ def decide(name: str, fingerprint: Fingerprint, memory: float | None = None, min
         values=fingerprint.label_values if fingerprint.label_components else (),
         split="test" if fingerprint.items.get("test") else "validation",
         subject=f"the data set {fingerprint.name}",
+        why=fingerprint.reason,
     )
     if fingerprint.objects:
         plan = replace(plan, reach=2 ** math.ceil(math.log2(max(2 * max(fingerprint.objects.extent), 256))))
@@ -269,6 +272,16 @@ def _network(fingerprint: Fingerprint, settings: Mapping[str, Setting], features
     return ValidUNet(fingerprint.spatial_dims, fingerprint.channels, outputs, features, norm="batch", **kernels)
 
 
+def is_sided(name: str) -> bool:
+    """Whether a class is of the left or the right of a body, by the words of its name.
+
+    >>> [is_sided(name) for name in ("left_kidney", "Right-Hippocampus", "LungL", "Parotid (Lt)", "lh.V1", "rectum")]
+    [True, True, True, True, True, False]
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return not SIDES.isdisjoint(word.lower() for word in words)
+
+
 def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], volumes: bool) -> dict[str, Setting]:
     dims, tile = fingerprint.spatial_dims, settings["tile_size"].value
     spacing = np.array(fingerprint.spacing or [1.0] * dims)
@@ -292,11 +305,13 @@ def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], vol
     else:
         sides = [_rounded(2 * spacing.min() / length) for length in spacing]
         found["elastic_sigma"] = Setting(sides, "voxels per axis; half of the paper's, for a short training")
-    words = {name: set(re.split(r"[ _]", name.lower())) for name in fingerprint.class_names}
-    sided = [name for name in words if words[name] & {"left", "right", "l", "r"}]
+    # unnamed classes may be the left and the right of a pair
+    sided = [name for name in fingerprint.class_names if is_sided(name) or re.fullmatch(r"class \d+", name)]
     flips: Any = [0.5, 0.5, 0.5] if not volumes else [0 if sided else 0.5, 0, 0]
     why = "mirroring: not in the paper" if not volumes else "left and right swapped: not in the paper"
-    found["flip_prob"] = Setting(flips, f"never: {sided[0]!r} would be on the other side" if sided else why)
+    if volumes and sided:
+        why = f"never: {sided[0]!r} {'would' if is_sided(sided[0]) else 'might'} be on the other side"
+    found["flip_prob"] = Setting(flips, why)
     if min(fingerprint.shares) < 0.1:
         why = "a third of the tiles is around a voxel of a random class, as in nnU-Net: the rarest fills "
         found["foreground_prob"] = Setting(0.33, f"{why}{min(fingerprint.shares):.2%}")

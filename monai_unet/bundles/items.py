@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: longest first: ".nii.gz" ends in ".gz", and ".ome.tif" in ".tif"
 ENDINGS = sorted((*(f".ome{suffix}" for suffix in SUFFIXES), *SUFFIXES, *NIFTI, *NRRD, *META), key=len, reverse=True)
+#: what Fiji, QuPath and annotation services save instead of label images
+OUTLINES = (".json", ".geojson", ".zip", ".roi")
 #: folders of images, folders of their labels (the first that there is, or one for each class of objects), the list
 PAIRS = (("images", ("labels", "masks", "labels_?*"), "training"),)
 NNUNET = (("imagesTr", ("labelsTr",), "training"), ("imagesTs", ("labelsTs",), "test"))
@@ -154,6 +156,7 @@ def _paired(
         for stem in images:
             if part := re.fullmatch(r"(.+)_(\d{4})", stem):
                 channels.setdefault(part[1], {})[int(part[2])] = stem
+        found = {label_folder: _renamed(labels, {*images, *channels}) for label_folder, labels in found.items()}
         items = lists.setdefault(name, [])
         for stem in dict.fromkeys(stem for labels in found.values() for stem in labels):
             label = [str(labels[stem]) for labels in found.values() if stem in labels]
@@ -176,6 +179,12 @@ def _paired(
                     key: paths if len(paths) > 1 else paths[0] for key, paths in (("image", files), ("label", label))
                 }
                 items.append(item | ({"ignore": str(masks.pop(stem))} if stem in masks else {}))
+        outlines = [file for part in there for file in (folder / part).iterdir() if file.suffix.lower() in OUTLINES]
+        if outlines and images and name != "test":
+            problem = f"outlines, not an image of numbers ({len(outlines)} such files)"
+            problems.append(
+                InputError(min(outlines), problem, "Draw them as label images: docs/new_bundle.md says how")
+            )
         for stem, file in images.items() if name != "test" else ():
             case = re.sub(r"_\d{4}$", "", stem) if image_folder != "images" else stem
             problem = f"an image without labels: {there[0]}/ has no {case}"
@@ -185,6 +194,14 @@ def _paired(
                 cure = "Give it the name of its image"
                 problems.append(InputError(mask, f"a mask without labels: {there[0]}/ has no {_stem(mask)}", cure))
     return lists
+
+
+def _renamed(labels: dict[str, Path], names: set[str]) -> dict[str, Path]:
+    """Labels by the names of their images, where all have the same word behind it, as a_mask and b_mask."""
+    words = {match[0] if (match := re.search(r"[_-][A-Za-z]+$", stem)) else "" for stem in labels}
+    word = words.pop() if len(words) == 1 else ""
+    stripped = {stem.removesuffix(word): file for stem, file in labels.items()}
+    return stripped if word and not names & labels.keys() and stripped.keys() <= names else labels
 
 
 def _folders(folder: Path, patterns: tuple[str, ...]) -> list[str]:

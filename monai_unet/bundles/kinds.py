@@ -108,7 +108,15 @@ def instance_problems(files: Sequence[Labels], class_name: str | None = None) ->
     a.png: one value, 255, in 25 separate pieces: label them? Add --label_components, or give each object a number of \
 its own, from 1 on.
     """
+    ids = sorted({value for file in files for value in file.counts} - {0})
+    gap = len(ids) > 2 and ids[-1] == UNLABELLED and UNLABELLED - 1 not in ids
     for path, counts, pieces in files:
+        if gap and UNLABELLED in counts:
+            problem = f"{UNLABELLED} among the numbers of objects, {ids[0]}…{ids[-2]}: not labelled, or an object"
+            cure = "Save what is not labelled in a file of the same name in ignore/, or give it the number "
+            cure += f"{ids[-2] + 1}"
+            yield InputError(path, problem, cure)
+            continue
         largest = max(counts, key=lambda value: counts[value])
         if min(counts) > 0 and (len(counts) == 2 or 2 * counts[largest] > sum(counts.values()) > counts[largest]):
             problem = f"labels without a background: the values are {_text(sorted(counts))}; 0 is background"

@@ -69,7 +69,7 @@ def new_bundle(
     """
     folder = Path(output).expanduser().absolute() / name
     if not re.fullmatch(r"[A-Za-z]\w*", name):
-        raise InputError("NAME", f"it is {name!r}", "Use letters, digits and _, a letter first")
+        raise InputError("NAME", f"it is {name!r}", "Use letters from a to z, digits and _, a letter first")
     if folder.exists():
         raise InputError(folder, "it exists", "Choose another name, or remove it")
     items = find_items(dataset_dir)

@@ -110,6 +110,7 @@ class Plan:
         reach: see inference_large.yaml.
         subject: what the network is trained on, for the first line of train.yaml.
         metadata: entries of metadata.json.
+        why: the labels are of this kind.
 
     >>> Plan("mine", "instances", 2, False, ["image"], ["background", "cell"], "microscopy", PAPER_2D).metric
     'seg'
@@ -138,6 +139,7 @@ class Plan:
     reach: int = 512
     subject: str = "images of its own"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
     @property
     def instances(self) -> bool:

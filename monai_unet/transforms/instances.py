@@ -362,6 +362,8 @@ class LabelInstancesd(MapTransform):
         keys: items of foreground masks.
         pixel_size_um: µm per axis of the pixels in which ``min_size``, ``grow`` and ``neck`` are given. They are
             converted for a mask whose own pixels are known to be of another size.
+        rescale: if false, they are not, as `RescaleToPixelSized` leaves the image as it is if ``enabled`` is false;
+            "true" and "false" are taken, too.
         allow_missing_keys: skip absent keys.
         args, kwargs: as for `LabelInstances`.
 
@@ -375,11 +377,12 @@ class LabelInstancesd(MapTransform):
         keys: KeysCollection,
         *args: Any,
         pixel_size_um: Sequence[float] | None = None,
+        rescale: bool | str = True,
         allow_missing_keys: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.pixel_size_um = pixel_size_um
+        self.pixel_size_um = pixel_size_um if parse_bool("rescale", rescale) else None
         self.label = LabelInstances(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:

@@ -49,6 +49,19 @@ def test_two_folders_are_paired_by_name(tmp_path):
     assert (found.checksum, found.card, found.channel_names, found.class_names) == (None, None, [], {})
 
 
+def test_labels_may_have_one_word_more_than_their_images(tmp_path):
+    make(tmp_path, "images/a_1.png", "images/b_0000.tif", "images/b_0001.tif")
+    make(tmp_path, "labels/a_1_instances.tif", "labels/b_instances.tif")
+    found = find_items(tmp_path)
+    assert names_of(found) == [
+        {"image": "images/a_1.png", "label": "labels/a_1_instances.tif"},
+        {"image": ["images/b_0000.tif", "images/b_0001.tif"], "label": "labels/b_instances.tif"},
+    ]
+    assert not found.problems
+    make(tmp_path, "labels/c_mask.tif")
+    assert len(find_items(tmp_path).problems) == 6, "two words: no file has a partner"
+
+
 def test_channels_are_files_of_their_own_unless_labels_have_their_name(tmp_path):
     make(tmp_path, "images/x_0000.tif", "images/x_0001.tif", "masks/x.tif", "images/t_0000.tif", "masks/t_0000.tif")
     assert names_of(find_items(tmp_path)) == [
@@ -170,6 +183,14 @@ def test_names_without_lists(tmp_path):
                 "c.png: labels without an image: images/ has neither c nor c_0000. Add the image, or take the labels",
                 "b.png: an image without labels: labels/ has no b. Add its labels, or take the image away.",
                 "d.png: a mask without labels: labels/ has no d. Give it the name of its image.",
+            ],
+        ),
+        (
+            ["images/a.png", "labels/RoiSet.zip", "labels/annotations.json"],
+            None,
+            [
+                "RoiSet.zip: outlines, not an image of numbers (2 such files). Draw them as label images: docs/new_bu",
+                "a.png: an image without labels: labels/ has no a. Add its labels, or take the image away.",
             ],
         ),
         (

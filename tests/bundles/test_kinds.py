@@ -62,6 +62,16 @@ def test_background_that_is_not_0():
     assert not list(instance_problems([Labels("a.png", {1: 30, 2: 30, 3: 30}, {1: 1, 2: 1, 3: 1})]))  # no background
 
 
+def test_255_among_numbers_of_objects_is_asked_about():
+    unclear, clear = labels({1: 1, 2: 1, 3: 1, 255: 1}, {1: 1, 2: 1})
+    (problem,) = instance_problems([unclear, clear])
+    assert problem.problem == "255 among the numbers of objects, 1…3: not labelled, or an object"
+    assert problem.cure.startswith("Save what is not labelled in a file of the same name in ignore/, or give it the nu")
+    assert not list(instance_problems(labels(dict.fromkeys(range(1, 256), 1))))
+    assert not list(instance_problems(labels({1: 1, 255: 1, 300: 1})))
+    assert not list(instance_problems(labels({255: 1}, {255: 1})))
+
+
 def test_a_file_may_have_nothing_but_what_is_not_labelled():
     assert not list(class_problems("d", labels({255: 1}, {1: 1, 255: 1}), {}))
     assert len(list(class_problems("d", labels({255: 1}, {1: 1}), {}))) == 1

@@ -332,7 +332,7 @@ def _served_and_registered(folder: Path, image: Path, result: Path, tmp_path: Pa
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     config = copy / "configs" / "inference.yaml"
-    config.write_text(config.read_text().replace("averaging: all", "averaging: none"))
+    config.write_text(config.read_text().replace("averaging: $@task.get('mirrored', 'all')", "averaging: none"))
     expected = tifffile.imread(result)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_label_contract, "BUNDLES", tmp_path)

@@ -68,6 +68,40 @@ def test_ct_of_thick_slices_is_planned_by_hounsfield_units_and_axes(tmp_path):
     assert [segment.get("modifier", ["", "", None])[2] for segment in segments] == [None, None, "Left", "Right", None]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "left_kidney",
+        "Right-Hippocampus",
+        "kidney-right",
+        "LeftKidney",
+        "lh.V1",
+        "Parotid_Lt",
+        "Lung (L)",
+        "LungR",
+        "ctx-rh-1",
+    ],
+)
+def test_names_of_one_side(name):
+    assert decide.is_sided(name)
+
+
+@pytest.mark.parametrize("name", ["rectum", "liver", "anterior", "Lymph node", "LRP", "cleft", "T1_lesion", "bright"])
+def test_names_of_both_sides(name):
+    assert not decide.is_sided(name)
+
+
+def test_classes_without_names_may_be_sides(tmp_path):
+    data = two_sequences(tmp_path / "data", cases=4, joined=True)
+    document = json.loads((data / "dataset.json").read_text())
+    del document["labels"]
+    (data / "dataset.json").write_text(json.dumps(document))
+    _, plan = new_bundle("unnamed", data, tmp_path)
+    assert plan.class_names == ["background", "class 1", "class 2"]
+    assert values(plan)["flip_prob"] == [0, 0, 0]
+    assert plan.settings["flip_prob"].why == "never: 'class 1' might be on the other side"
+
+
 def test_the_planned_anisotropic_network_sees_the_same_in_tiles_as_in_one(tmp_path):
     bundle, plan = new_bundle("organs", organs_ct(tmp_path / "data", cases=4), tmp_path)
     shape = {name: values(plan)[name] for name in ("kernel_size", "strides")}

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +310,14 @@ def test_of_several_images_the_large_one_is_read_and_several_large_ones_are_refu
         open_large_image(tmp_path / "two.ome.tif", 1)
 
 
+def test_the_pixel_size_is_not_that_of_an_overview(tmp_path):
+    image = RNG.integers(0, 255, (64, 48), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
+        for step, size in ((4, 1.0), (1, 0.25)):
+            tif.write(image[::step, ::step], metadata={"axes": "YX", "PhysicalSizeX": size, "PhysicalSizeY": size})
+    assert open_large_image(tmp_path / "a.ome.tif", 1).scale == (0.25, 0.25)
+
+
 def test_the_pixel_size_of_a_tiff_is_that_of_its_level(tmp_path):
     image = RNG.integers(0, 255, (64, 48), dtype=np.uint8)
     size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
@@ -440,6 +450,100 @@ def test_another_image_network_or_setting_is_refused(tmp_path):
         InputError, match=r"it exists and is not the output of a large prediction \(.*\)\. Choose another"
     ):
         predict_large_image(tmp_path / "in.npy", tmp_path, NET, OverlapTileInferer(20))
+
+
+def sized(path: Path, image: np.ndarray, size: float) -> None:
+    tifffile.imwrite(path, image, metadata={"PhysicalSizeY": size, "PhysicalSizeX": size})
+
+
+def test_another_pixel_size_in_the_file_is_refused(tmp_path):
+    """After a finished output, whose areas would be wrong, and half way, where the tiles done were of another grid."""
+    image, path, task = RNG.random((50, 40), dtype=np.float32), tmp_path / "in.ome.tif", (0.25, 0.25)
+    sized(path, image, 1.0)
+    out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+    sized(path, image, 0.5)
+    message = r"out.ome.zarr: it was made with another pixel size \(\[1.0, 1.0\], now \[0.5, 0.5\]\)\. Choose another"
+    with pytest.raises(InputError, match=message):
+        predict_large_image(path, out, NET, OverlapTileInferer(20))
+    stopping = StopsAfter(20)
+    stopping.left = 3
+    with pytest.raises(Stopped):
+        predict_large_image(path, tmp_path / "half.ome.zarr", NET, stopping, pixel_size_um=task)
+    sized(path, image, 0.4)
+    with pytest.raises(InputError, match=r"half.ome.zarr: it was made with another pixel size \(\[0.5, 0.5\], now"):
+        predict_large_image(path, tmp_path / "half.ome.zarr", NET, OverlapTileInferer(20), pixel_size_um=task)
+    with pytest.raises(InputError, match=r"made with another unit of length \(micrometer, now None\)\. Choose"):
+        tifffile.imwrite(path, image, metadata=None)
+        predict_large_image(path, out, NET, OverlapTileInferer(20))
+
+
+def test_another_position_is_refused(tmp_path):
+    path = ome_zarr(tmp_path / "in.ome.zarr", RNG.random((30, 40), dtype=np.float32), "yx")
+    out = predict_large_image(path, tmp_path / "out.ome.zarr", NET, OverlapTileInferer(20))
+    group = zarr.open_group(path)
+    ome = group.attrs.asdict()["ome"]
+    ome["multiscales"][0]["coordinateTransformations"] = [{"type": "translation", "translation": [10, 20]}]
+    group.attrs["ome"] = ome
+    with pytest.raises(InputError, match=r"made with another origin \(\[0.0, 0.0\], now \[10.0, 20.0\]\)\. Choose"):
+        predict_large_image(path, out, NET, OverlapTileInferer(20))
+
+
+@pytest.mark.parametrize(("shape", "net"), [((700, 700), NET), ((20, 150, 150), NET3)])
+def test_an_image_of_the_same_name_with_empty_corners_and_centre_is_another(tmp_path, shape, net):
+    """Two wells, A1 of two plates, into one folder."""
+    for number, plate in enumerate(("one", "two"), 1):
+        well = np.zeros(shape, np.uint8)
+        well[..., 10:20, 120 : 120 + 10 * number] = 200
+        (tmp_path / plate).mkdir()
+        np.save(tmp_path / plate / "A1.npy", well)
+    inferer, out = OverlapTileInferer(700 if len(shape) == 2 else 60), tmp_path / "A1_prediction.ome.zarr"
+    predict_large_image(tmp_path / "one" / "A1.npy", out, net, inferer)
+    with pytest.raises(InputError, match=r"A1_prediction.ome.zarr: it was made with another image\. Choose another"):
+        predict_large_image(tmp_path / "two" / "A1.npy", out, net, inferer)
+
+
+@pytest.mark.parametrize(("shape", "dims"), [((20_000, 3_000), 2), ((300, 40, 2_000), 3)])
+def test_of_an_image_of_any_size_64_boxes_are_compared(tmp_path, shape, dims):
+    """They begin at multiples of their size, so that few chunks are read, and lie all over the image."""
+    np.save(tmp_path / "in.npy", np.zeros(shape, bool).view(np.uint8))
+    image, boxes = open_large_image(tmp_path / "in.npy", 1, dims), []
+    spy = replace(image, open=lambda: nullcontext(Spy(image, boxes)))
+    large_output._fingerprint(spy)
+    (_, side), starts = large_output.BOXES[dims], np.array([[s.start for s in box] for box in boxes])
+    assert 1 < len(boxes) <= 64
+    assert all(s.stop - s.start <= side and s.start % side == 0 for box in boxes for s in box)
+    assert (starts.max(0) >= np.array(shape) * 0.7).all()
+
+
+class Spy:
+    """The stored array of an image; lists the boxes that are read."""
+
+    def __init__(self, image, boxes):
+        self.image, self.boxes = image, boxes
+
+    def __getitem__(self, index):
+        self.boxes.append(index)
+        with self.image.open() as stored:
+            return stored[index]
+
+
+def test_records_of_earlier_versions_and_other_tiles_are_refused(tmp_path):
+    np.save(tmp_path / "in.npy", RNG.random((75, 103)))
+    out, stopping = tmp_path / "out.ome.zarr", StopsAfter(20)
+    stopping.left = 3
+    with pytest.raises(Stopped):
+        predict_large_image(tmp_path / "in.npy", out, NET, stopping)
+    group = zarr.open_group(out)
+    record = dict(group.attrs["monai_unet"])
+    group.attrs["monai_unet"] = record | {"tile": [40, 40]}
+    with pytest.raises(
+        InputError, match=r"out.ome.zarr: it was begun with \(4, 6\) tiles, and the image now has \(2, 3\)\."
+    ):
+        predict_large_image(tmp_path / "in.npy", out, NET, OverlapTileInferer(20))
+    group.attrs["monai_unet"] = {key: record[key] for key in record if key not in ("pixel size", "origin")}
+    message = r"out.ome.zarr: it was made by an earlier version, whose record lacks pixel size, origin\. Choose another"
+    with pytest.raises(InputError, match=message):
+        predict_large_image(tmp_path / "in.npy", out, NET, OverlapTileInferer(20))
 
 
 def test_too_little_space_is_reported_before_the_first_tile(tmp_path, monkeypatch):
@@ -783,6 +887,30 @@ def test_measures_of_a_large_image_equal_those_of_the_whole(shape, block, tmp_pa
     before = (tmp_path / "measures.csv").stat().st_mtime_ns
     measure_large_image(path, tmp_path / "out.ome.zarr", channels=2)  # measured already
     assert (tmp_path / "measures.csv").stat().st_mtime_ns == before
+
+
+def test_an_output_that_is_predicted_again_is_measured_again(tmp_path: Path) -> None:
+    """Whatever the times of the tables, which those of other images change; and so are rows of an earlier version."""
+    np.save(tmp_path / "in.npy", np.zeros((4, 5)))
+
+    def cells(count: int) -> str:
+        out = zarr.open_group(tmp_path / "out.ome.zarr", mode="w")
+        out.create_group("labels").create_array("classes/0", data=np.eye(4, 5, dtype=np.uint8) * (np.arange(5) < count))
+        return measured()
+
+    def measured() -> str:
+        measure_large_image(tmp_path / "in.npy", tmp_path / "out.ome.zarr", 1, ["background", "cell"])
+        (row,) = read_table(tmp_path / "summary.csv", "image")
+        return row["cell_area_px"]
+
+    assert cells(4) == "4"
+    os.utime(tmp_path / "summary.csv", ns=(2 * 10**18,) * 2)
+    assert cells(3) == "3"
+    text = (tmp_path / "summary.csv").read_text()
+    (tmp_path / "summary.csv").write_text(text.replace(",3,", ",9,"))
+    assert measured() == "9", "measured already"
+    (tmp_path / "summary.csv").write_text(text.replace(",3,", ",9,").replace("mask_written", "other"))
+    assert measured() == "3"
 
 
 def test_classes_of_objects_are_named_and_counted(tmp_path: Path, monkeypatch) -> None:

@@ -173,6 +173,8 @@ def test_ids_are_those_of_the_mask_and_of_the_outlines(two: Path, tmp_path: Path
         numbers = {name: float(text) for name, text in row.items() if name not in ("image", "label")}
         assert shown == pytest.approx(numbers, rel=1e-7)
     summary, other = rows(out / "summary.csv")
+    written = (out / "a_instances.tif").stat().st_mtime_ns
+    assert np.datetime64(summary.pop("mask_written"), "ns").astype(int) == written
     assert summary == {
         "image": "a.tif",
         "objects": "3",
@@ -221,6 +223,44 @@ def test_corrected_masks_and_masks_of_a_killed_run_are_measured(two: Path, tmp_p
     message = r"a_instances.tif: shape \(20, 30\), but its image .*a.tif has \(40, 30\). Predict it again with --over"
     with pytest.raises(InputError, match=message):
         tables.add(two / "a.tif", out / "a_instances.tif")
+
+
+def test_a_corrected_mask_is_measured_whatever_its_time_and_the_tables(two: Path, tmp_path: Path) -> None:
+    """Tables that another image has made newer than it, and a copy that kept its time, as of rsync -t."""
+    out = tmp_path / "out"
+    predict(two, out)
+    ids, known = tifffile.imread(out / "a_instances.tif"), (out / "a_instances.tif").stat().st_mtime_ns
+
+    def counted() -> dict[str, str]:
+        return {row["image"]: row["objects"] for row in rows(out / "summary.csv")}
+
+    tifffile.imwrite(out / "a_instances.tif", np.where(ids == 2, 0, ids))
+    predict(two / "b.tif", out, overwrite=True)
+    predict(two / "a.tif", out)
+    assert counted() == {"a.tif": "2", "b.tif": "1"}
+    tifffile.imwrite(out / "a_instances.tif", np.where(ids == 1, ids, 0))
+    os.utime(out / "a_instances.tif", ns=(known, known - 10**12))
+    predict(two, out)
+    assert counted() == {"a.tif": "1", "b.tif": "1"}
+    assert [row["label"] for row in rows(out / "measures.csv", image="a.tif")] == ["1"]
+
+
+def test_rows_of_an_earlier_version_are_measured_once(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(two, out)
+    lines = [line.rpartition(",")[0] for line in (out / "summary.csv").read_text().splitlines()]
+    assert "mask_written" not in lines[0]
+    (out / "summary.csv").write_text("".join(f"{line}\n" for line in lines))
+    (out / "measures.csv").write_text((out / "measures.csv").read_text().replace(",24,", ",99,"))
+    predict(two / "a.tif", out)
+    assert [(row["image"], row["mask_written"] > "2") for row in rows(out / "summary.csv")] == [
+        ("b.tif", False),
+        ("a.tif", True),
+    ]
+    assert {(row["image"], row["area_px"]) for row in rows(out / "measures.csv")} == {("b.tif", "99"), ("a.tif", "24")}
+    before = (out / "summary.csv").read_text(), (out / "summary.csv").stat().st_mtime_ns
+    predict(two / "a.tif", out)
+    assert before == ((out / "summary.csv").read_text(), (out / "summary.csv").stat().st_mtime_ns)
 
 
 def test_a_bad_image_has_no_row(two: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 import os
 import re
 import stat
@@ -247,6 +248,63 @@ def test_shades_of_one_colour_are_gray(tmp_path: Path, colour: tuple[int, ...]) 
         found = read(tmp_path / name)[0][0]
         assert np.abs(found - gray * (max(colour) / 255)).max() <= 1
         assert read(tmp_path / name, 3)[0].shape == (3, 40, 30), "a network of colours gets them"
+
+
+def test_a_stain_shown_in_one_colour_is_gray_for_a_network_of_colours(tmp_path: Path) -> None:
+    """As strong as the stain once normalised, the noise of the empty channels would be taken for a picture."""
+    gray = np.kron(np.random.default_rng(0).integers(0, 2, (5, 4)), np.full((16, 16), 240)).astype(np.uint8)
+    blue = np.stack([np.zeros_like(gray), np.zeros_like(gray), gray], axis=-1)
+    Image.fromarray(blue).save(tmp_path / "blue.jpg", quality=85)
+    noise = np.random.default_rng(0).integers(0, 9, blue.shape) * np.array([1, 1, 0])
+    Image.fromarray((blue + noise).astype(np.uint8)).save(tmp_path / "noisy.png")
+    Image.fromarray(blue + np.uint8([0, 40, 0]) * (gray[..., None] // 240)).save(tmp_path / "two.png")
+    colours = MicroscopyReader(3, colour=True)
+    for name, reader in itertools.product(("blue.jpg", "noisy.png"), (colours, MicroscopyReader(1))):
+        found = reader.get_data(reader.read(tmp_path / name))[0]
+        assert (found == found[0]).all()
+        assert np.abs(found[0] - gray).mean() < 3
+    found = colours.get_data(colours.read(tmp_path / "two.png"))[0]
+    assert found.max((1, 2)).tolist() == [0, 40, 240], "green has a picture, too"
+    tifffile.imwrite(tmp_path / "two.tif", np.stack([gray, gray]), metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(InputError, match=r"2 channels, .* 3. Save the channel that is to be segmented as a gray image"):
+        colours.get_data(colours.read(tmp_path / "two.tif"))
+
+
+def test_labels_in_two_channels_are_not_one_colour(tmp_path: Path) -> None:
+    """A program writes object 300 as red 44, green 1: of a photograph that were a rounded shade of red."""
+    ids = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    rgb = np.stack([ids % 256, ids // 256, np.zeros_like(ids)], axis=-1).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "label.png")
+    reader = MicroscopyReader(1, label=True)
+    with pytest.raises(InputError, match=r"label.png: labels of 3 channels, such as a coloured mask. Save the num"):
+        reader.get_data(reader.read(tmp_path / "label.png"))
+    Image.fromarray(np.uint8([[[250, 125, 0], [0, 0, 0]]])).save(tmp_path / "mask.png")
+    assert reader.get_data(reader.read(tmp_path / "mask.png"))[0].tolist() == [[[250, 0]]], "a mask of one colour"
+
+
+def test_labels_as_jpeg_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.uint8(RAMP % 5)).save(tmp_path / "label.jpg")
+    reader = MicroscopyReader(1, label=True)
+    message = r"label.jpg: a JPEG, which does not keep the numbers of labels. Save labels as PNG or TIFF"
+    with pytest.raises(InputError, match=message):
+        reader.get_data(reader.read(tmp_path / "label.jpg"))
+    tifffile.imwrite(tmp_path / "label.tif", np.uint8(RAMP % 5), compression="jpeg")
+    with pytest.raises(InputError, match=r"label.tif: compressed as JPEG, which does not keep the numbers of labels"):
+        reader.get_data(reader.read(tmp_path / "label.tif"))
+
+
+def test_each_image_of_an_ome_tiff_has_its_own_pixel_size(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as tif:
+        for step, size in ((4, 1.0), (1, 0.25)):  # an overview, a detail
+            tif.write(RAMP[::step, ::step], metadata={"axes": "YX", "PhysicalSizeX": size, "PhysicalSizeY": size})
+    for scene, size in ((1, 1.0), (2, 0.25)):
+        assert read(tmp_path / f"two.ome#{scene}.tif")[1]["pixel_size_um"].tolist() == [size, size]
+    data = (tmp_path / "two.ome.tif").read_bytes()
+    first = data[data.index(b"<Image") : data.index(b"</Image>") + 8]
+    gone = first.replace(b"<TiffData", b"<Gone    ").replace(b"</TiffData", b"</Gone    ")
+    (tmp_path / "gone.ome.tif").write_bytes(data.replace(first, gone))
+    found = read(tmp_path / "gone.ome.tif")[1]["pixel_size_um"]
+    assert np.isnan(found).all(), "which of the two is left, and how large are its pixels?"
 
 
 def test_labels_above_2_to_24_survive(tmp_path: Path) -> None:
@@ -740,7 +798,10 @@ def test_list_images_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogC
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "x.png").touch()
     (tmp_path / "plate" / "x.png").touch()
+    for name in ("x.bmp", "y.BMP", "notes.csv"):
+        (tmp_path / "plate" / name).touch()
     assert len(list_images(tmp_path / "plate", tmp_path / "plate" / "out")) == 1
+    assert "plate: 2 images of kinds that are not read are left out, such as x.bmp" in caplog.text
     assert f"1 folders with images below it are left out, such as {Path('plate/a/b')}" in caplog.text.replace(
         f"{tmp_path}{os.sep}", ""
     )

@@ -26,6 +26,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from pydicom.dataelem import RawDataElement
 from pydicom.sr.codedict import codes
+from pydicom.uid import SecondaryCaptureImageStorage
 from test_dicom_seg import ALGORITHM, SEGMENTS, assert_classes_in_place, classes, complaints
 from test_studies import nifti, series
 from torch import nn
@@ -443,6 +444,40 @@ def without_reading(root: Path, out: Path, network: nn.Module | None = None, **o
     studies = find_studies(root)
     evaluator = SupervisedEvaluator("cpu", DataLoader(Dataset([{"image": s.files} for s in studies])), network)
     predict_studies(studies, evaluator, StudyWriter(out, SEGMENTS, ALGORITHM, StudyReader()), **options)
+
+
+def test_slices_that_came_after_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study fails, others do not; where nothing came, it is skipped, with a dose screen among its slices, too."""
+    root, out = tmp_path / "in", tmp_path / "out"
+    series(root / "a", "a", slices=range(4))
+    series(root / "b", "b")
+
+    def screen(dataset: Any, k: int) -> None:
+        dataset.SeriesInstanceUID, dataset.SOPClassUID = uid("b"), SecondaryCaptureImageStorage
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid("screen")
+        del dataset.ImagePositionPatient
+
+    write_series(root / "b", screen, slices=[0], name="screen.dcm")
+    for name, study in (("a", root / "a"), ("b", root / "b")):
+        found = read_series([study]).deidentified()  # UIDs stay
+        mask = np.zeros(found.shape, np.uint8)
+        mask[0, 0, 0] = 1  # frames of the other slices are left out
+        write_seg(out / f"{Pseudonyms()(uid(name))}_seg.dcm", mask, found, SEGMENTS, ALGORITHM)
+    monkeypatch.setattr(SupervisedEvaluator, "run", lambda self: pytest.fail("predicted"))
+    without_reading(root, out)
+    series(root / "a", "a", slices=range(4, SLICES))
+    with pytest.raises(SystemExit):
+        without_reading(root, out)
+    (failure,) = json.loads((out / "failures.json").read_text())
+    name = Pseudonyms()(uid("a"))
+    assert failure["study"] == name
+    assert failure["problem"] == f"2 of its 6 images are not in its result {name}_seg.dcm; they may be newer"
+    assert failure["cure"].startswith("Move its results away and predict it again, or replace the results of all")
+    seg = pydicom.dcmread(out / f"{name}_seg.dcm")
+    seg.Manufacturer = "an editor"  # which refers to the slices with a segment only
+    seg.save_as(out / f"{name}_seg.dcm")
+    without_reading(root, out)
+    assert not (out / "failures.json").exists()
 
 
 def test_a_series_of_another_modality_fails_before_it_is_read(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dicom_cases import SLICES, uid, write_series
 from platforms import POSIX
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
 
 from monai_unet.data.__main__ import main
 from monai_unet.data.studies.find import find_studies
@@ -137,6 +137,36 @@ def test_a_series_in_several_folders_is_one(tmp_path: Path) -> None:
     assert study.place == str(tmp_path / "s")
     array, _ = StudyReader().get_data(study.files)
     assert array.shape[2] == SLICES
+
+
+def test_parts_of_a_series_with_images_in_common_are_one_with_duplicates(tmp_path: Path) -> None:
+    """Each would be predicted as if it were the whole; also where one holds all that another does."""
+    for layout in ([range(4), range(3, SLICES)], [range(4), range(SLICES)], [range(4), range(4), range(3, SLICES)]):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for n, slices in enumerate(layout):
+            series(root / f"part{n}", "one", slices=slices)
+        (study,) = find_studies(root)
+        assert study.series == {uid("one"): list(study.files)}
+        with pytest.raises(
+            InputError, match=r"duplicate slices: .*/part0/(IM\d+.dcm) and .*/\1 are .* Keep one of them"
+        ):
+            StudyReader().get_data(study.files)
+
+
+def test_a_copy_of_a_series_in_parts_is_a_copy(tmp_path: Path) -> None:
+    """Of its slices: a dose screen is not one."""
+    for n, slices in enumerate((range(3), range(3), range(3, SLICES), range(3, SLICES))):
+        series(tmp_path / f"part{n}", "one", slices=slices)
+
+    def screen(dataset: Any, k: int) -> None:
+        dataset.SeriesInstanceUID, dataset.SOPClassUID = uid("one"), SecondaryCaptureImageStorage
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid("screen")
+        del dataset.ImagePositionPatient
+
+    write_series(tmp_path / "part3", screen, slices=[0], name="screen.dcm")
+    studies = find_studies(tmp_path)
+    assert [len(study.files) for study in studies] == [SLICES, SLICES + 1]
+    assert [StudyReader().get_data(study.files)[0].shape[2] for study in studies] == [SLICES, SLICES]
 
 
 def test_two_series_in_a_folder_are_refused_until_one_is_chosen(tmp_path: Path) -> None:

@@ -133,3 +133,7 @@ def test_rules_of_unknown_and_of_equal_sizes_are_in_pixels() -> None:
         assert count(image(mask, size, size)) == 1
     assert count(image(mask, 1.0, 1.0)) == 2
     assert count(image(mask, 0.25, 0.25)) == 0
+    for rescale in (False, "false"):  # the stated size is wrong
+        label = LabelInstancesd("pred", min_size=5, pixel_size_um=TASK, rescale=rescale)
+        for size in (0.02, 1.0):
+            assert count(image(mask, size, size)) == 1

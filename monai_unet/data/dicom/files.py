@@ -175,7 +175,7 @@ def _without_series(source: Source) -> InputError:
 def check_strays(planes: Sequence[Plane], strays: dict[Source, Dataset]) -> None:
     """Raise if an image of no series is where a slice may be missing, or has no position; leave out the others."""
     for source, header in strays.items():
-        if _is_screen(header):
+        if is_screen(header):
             continue
         try:
             found = planes_of(str(source), header)
@@ -190,13 +190,13 @@ def check_strays(planes: Sequence[Plane], strays: dict[Source, Dataset]) -> None
 
 def without_screens(headers: dict[Source, Dataset]) -> dict[Source, Dataset]:
     """Leave out pictures that accompany the slices of a series."""
-    slices = {source: header for source, header in headers.items() if not _is_screen(header)}
+    slices = {source: header for source, header in headers.items() if not is_screen(header)}
     if 0 < len(slices) < len(headers):
         logger.warning("skipped %d pictures without a position, such as dose reports", len(headers) - len(slices))
     return slices or headers
 
 
-def _is_screen(header: Dataset) -> bool:
+def is_screen(header: Dataset) -> bool:
     """Whether it is a picture without a position, such as a dose report."""
     is_picture = str(header.get("SOPClassUID")).startswith(SECONDARY_CAPTURE)
     is_picture |= "SECONDARY" in (header.get("ImageType") or [])

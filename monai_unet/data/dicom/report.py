@@ -9,7 +9,10 @@ import os
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 import monai_unet
+from monai_unet.data.dicom.geometry import ROUNDING, planes_of
 from monai_unet.data.dicom.series import Series
 from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.errors import InputError
@@ -23,8 +26,8 @@ def write_report(
 ) -> None:
     """Write the volume of each segment of a SEG as a Comprehensive 3D SR, in cm³, whole or not at all.
 
-    Voxels are counted in the SEG as it is on disk, which may have been corrected since its prediction. The report is
-    neither complete nor verified: nobody has reviewed it.
+    Voxels are counted in the SEG as it is on disk, which may have been corrected since its prediction, but must be
+    binary and on the slices of its source. The report is neither complete nor verified: nobody has reviewed it.
 
     Args:
         path: of the report.
@@ -33,7 +36,7 @@ def write_report(
         voxel_ml: of one voxel, in millilitres.
 
     Raises:
-        InputError: the SEG is none.
+        InputError: the SEG is none, is not binary, refers to another series, or has another grid than the series.
 
     >>> import tempfile
     >>> import numpy as np
@@ -63,6 +66,7 @@ def write_report(
         except Exception as error:  # highdicom raises exceptions of many kinds
             cure = "Predict the study again with --overwrite true"
             raise InputError(seg_path, f"not a DICOM SEG, which a report refers to ({error})", cure) from error
+        _check(seg_path, seg, series)
         voxels = Counter[int]()
         frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
         shared = seg.SharedFunctionalGroupsSequence[0]
@@ -92,6 +96,36 @@ def write_report(
         )
         with replacing(path) as partial:
             report.save_as(partial)
+
+
+def _check(path: str | os.PathLike[str], seg: Any, series: Series) -> None:
+    """Raise unless each voxel is 0 or 1, and each frame is on a slice of the series: no other voxel has its volume."""
+    cure = "Save it as a binary SEG on the slices of its series, or predict the study again with --overwrite true"
+    if (kind := seg.SegmentationType) != "BINARY":
+        known = kind if kind in ("FRACTIONAL", "LABELMAP") else "of an unknown kind"  # damaged, it might be a name
+        raise InputError(path, f"the SEG is {known}, and a report counts the voxels of a BINARY one", cure)
+    referenced = {item.get("SeriesInstanceUID") for item in seg.get("ReferencedSeriesSequence") or []}
+    if series.headers[0].SeriesInstanceUID not in referenced:
+        raise InputError(path, "the SEG does not refer to the series of this study", cure)
+    try:
+        planes = planes_of(str(path), seg)
+    except InputError as error:
+        raise InputError(path, f"the place of the SEG is unknown: {error.problem}", cure) from error
+    first = series.planes[0]
+    measures = seg.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence") or [{}]
+    step = float(measures[0].get("SpacingBetweenSlices") or series.spacing)
+    for plane in planes:
+        nearest = min((p.position for p in series.planes), key=lambda position: np.abs(position - plane.position).max())
+        for label, found, due, tolerance in (
+            ("Rows x Columns", plane.size, first.size, 0.0),
+            ("PixelSpacing", plane.spacing, first.spacing, 1e-4),
+            ("SpacingBetweenSlices", [step], [series.spacing], 0.01 * series.spacing),
+            ("ImageOrientationPatient", plane.orientation, series.orientation, ROUNDING),
+            ("ImagePositionPatient", plane.position, nearest, 0.01),
+        ):
+            if not np.allclose(found, due, rtol=0, atol=tolerance):
+                listed, expected = (", ".join(f"{value:.6g}" for value in values) for values in (found, due))
+                raise InputError(path, f"{label} of the SEG is {listed}, of its series {expected}", cure)
 
 
 def _volume(segment: Any, seg: Any, series: Series, ml: float) -> Any:

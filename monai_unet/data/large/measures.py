@@ -23,6 +23,7 @@ from monai_unet.data.microscopy.measures import (
     sum_up_classes,
     sum_up_objects,
     table_rows,
+    time_written,
 )
 from monai_unet.data.tables import read_table, update_table
 from monai_unet.object_classes import class_of
@@ -47,6 +48,7 @@ def measure_large_image(
     The tables are those of `MeasureTables`, and an object's row equals that of `measure` on the whole image. Memory
     holds a block, the objects that begin in it, and some 50 bytes per object of the image. Of an object that is
     longer than a block, which would need more, only ``label``, area, box and ``touches_border`` are written.
+    Rows stay as long as ``mask_written`` is the time of the output's ``zarr.json``.
 
     Args:
         path: the image, as for `open_large_image`.
@@ -67,13 +69,12 @@ def measure_large_image(
     ...     _ = labels.create_array("classes/0", data=np.eye(4, 5, dtype=np.uint8))
     ...     measure_large_image(f"{folder}/slide.npy", f"{folder}/out.ome.zarr", 1, ["background", "cell"])
     ...     print((Path(folder) / "summary.csv").read_text())
-    image,image_area_px,image_area_um2,background_area_px,...,cell_area_px,cell_area_um2,cell_share
-    slide.npy,20,,16,,0.8,4,,0.2
+    image,image_area_px,image_area_um2,background_area_px,...,cell_area_px,cell_area_um2,cell_share,mask_written
+    slide.npy,20,,16,,0.8,4,,0.2,20...
     """
     measures, summaries = Path(prediction).parent / "measures.csv", Path(prediction).parent / "summary.csv"
-    name, predicted = Path(path).name, (Path(prediction) / "zarr.json").stat().st_mtime_ns
-    known = any(row["image"] == name for row in read_table(summaries, "image"))
-    if known and summaries.stat().st_mtime_ns >= predicted:
+    name, time = Path(path).name, time_written(Path(prediction) / "zarr.json")
+    if any(row["image"] == name and row.get("mask_written") == time for row in read_table(summaries, "image")):
         return
     if class_names is None and not can_measure():
         return
@@ -94,6 +95,7 @@ def measure_large_image(
     else:
         counts = np.sum([np.bincount(array[box].ravel(), minlength=256) for box in blocks(array)], axis=0)
         summary = sum_up_classes(class_names, counts, size)
+    summary["mask_written"] = time
     update_table(summaries, "image", list(summary), {name: [summary]})
 
 

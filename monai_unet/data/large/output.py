@@ -7,6 +7,8 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ SAMPLE = 2**24
 
 #: voxels per axis of a chunk, at most
 LARGEST_CHUNK = {2: 1024, 3: 128}
+
+#: by which an image is known again: boxes per axis, at most, and their voxels per axis
+BOXES = {2: (8, 128), 3: (4, 32)}
 
 
 def open_output(
@@ -57,7 +62,7 @@ def open_output(
 
     Raises:
         InputError: too little space on the disk, NaN or Inf in the image, another kind of folder, or an output that
-            belongs to another image, network or setting.
+            belongs to another image, pixel size, network or setting, has other tiles, or is of an earlier version.
 
     >>> import tempfile
     >>> from monai_unet.data.large.reader import open_large_image
@@ -71,8 +76,10 @@ def open_output(
     (50, 50) 0.02
     """
     zarr = require("zarr", "large")
+    place = {"pixel size": image.scale, "origin": image.origin, "unit of length": image.unit}
     settings: dict[str, Any] = {
         "image": _fingerprint(image),
+        **place,
         "network": _digest(value.numpy(force=True).tobytes() for value in network.state_dict().values()),
         "averaging": inferer.averaging,
         "padding_mode": inferer.padding_mode,
@@ -92,9 +99,21 @@ def open_output(
     except Exception as error:  # zarr's many stores and formats raise exceptions of many kinds
         problem = f"it exists and is not the output of a large prediction ({type(error).__name__}: {error})"
         raise InputError(output, problem, "Choose another output") from error
-    if other := [name for name, value in settings.items() if record.get(name) != value]:
+    cure = "Choose another output, or remove this one"
+    if missing := [name for name in settings if name not in record]:
+        problem = f"it was made by an earlier version, whose record lacks {', '.join(missing)}"
+        raise InputError(output, problem, cure)
+    if other := [
+        f"{name} ({record[name]}, now {value})" if name in place else name
+        for name, value in settings.items()
+        if record[name] != value
+    ]:
         problem = f"it was made with another {' and '.join(other)}"
-        raise InputError(output, problem, "Choose another output, or remove this one")
+        raise InputError(output, problem, cure)
+    if not record["finished"]:
+        begun, grid = group["progress/tiles"].shape, replace(plan, tile=tuple(record["tile"])).grid
+        if begun != grid:
+            raise InputError(output, f"it was begun with {begun} tiles, and the image now has {grid}", cure)
     return group, record
 
 
@@ -160,13 +179,15 @@ def _measure(image: LargeImage, plan: TilePlan) -> list[Intensities]:
 
 
 def _fingerprint(image: LargeImage) -> str:
-    """Hash of shape, dtype and three small boxes: the same image in another place has the same."""
-    parts = [json.dumps([image.shape, str(image.dtype)]).encode()]
-    for fraction in (0, 0.5, 1):
-        starts = [int(fraction * max(n - 64, 0)) for n in image.shape[1:]]
-        box = [slice(start, min(start + 64, n)) for start, n in zip(starts, image.shape[1:], strict=True)]
-        parts.append(np.ascontiguousarray(image.read(box)).tobytes())
-    return _digest(parts)
+    """Hash of shape, dtype and boxes all over the image: the same image in another place has the same."""
+    most, side = BOXES[len(image.shape) - 1]
+    steps = [math.ceil(n / (most * side)) * side for n in image.shape[1:]]  # in few chunks: whole boxes lie apart
+    sides = [
+        [slice(start, min(start + side, n)) for start in range(0, n, step)]
+        for n, step in zip(image.shape[1:], steps, strict=True)
+    ]
+    boxes = (np.ascontiguousarray(image.read(box)).tobytes() for box in product(*sides))
+    return _digest([json.dumps([image.shape, str(image.dtype)]).encode(), *boxes])
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -100,7 +100,8 @@ def predict_large_image(
 
     Raises:
         InputError: as `open_large_image`; a pixel size more than 8 times the task's, or less than an eighth; NaN or Inf
-            in the image; too little space on the disk; an output that belongs to another image, network or setting.
+            in the image; too little space on the disk; an output that belongs to another image, pixel size, network or
+            setting, or is of an earlier version.
 
     >>> import tempfile, zarr
     >>> network = ValidUNet(2, 1, 2, features=(2, 4)).eval()

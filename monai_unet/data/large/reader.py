@@ -194,7 +194,7 @@ def _open_tiff(path: Path, level: int) -> LargeImage:
             plain = int(page.photometric) in (1, 2) or (int(page.photometric) == 6 and int(page.compression) == 7)
             chunk = page.chunks
             mapped = series.dataoffset is not None and level == 0
-            sizes = pixel_sizes(tif, page)
+            sizes = pixel_sizes(tif, series)
     except (MemoryError, InputError):
         raise
     except Exception as error:  # tifffile raises exceptions of many kinds for a damaged file

@@ -27,6 +27,9 @@ __all__ = ["check_images", "list_images", "split_pages", "take_page"]
 
 logger = logging.getLogger(__name__)
 
+#: images, too, but of kinds that no reader here takes
+NOT_READ = (".bmp", ".gif", ".webp", ".heic", ".psd", ".oib", ".oif", ".vsi", ".dv", ".ims")
+
 
 def check_images(
     items: Sequence[Mapping[str, Any]],
@@ -292,6 +295,10 @@ def list_images(
             raise InputError(path, problem, f"Give one of them, such as {deeper[0]}")
         if deeper:
             logger.warning("%s: %d folders with images below it are left out, such as %s", path, len(deeper), deeper[0])
+        others = [file.name for file in path.iterdir() if file.suffix.lower() in NOT_READ and file.name[0] != "."]
+        if others and files:
+            problem = f"{len(others)} images of kinds that are not read are left out, such as {min(others)}"
+            logger.warning("%s: %s", path, problem)
         if not files:
             cure = f"Put images of these kinds there: {', '.join(SUFFIXES)}"
             raise InputError(path, f"no image in this folder of {len(list(path.iterdir()))} entries", cure)

@@ -29,6 +29,7 @@ __all__ = [
     "sum_up_classes",
     "sum_up_objects",
     "table_rows",
+    "time_written",
 ]
 
 logger = logging.getLogger(__name__)
@@ -164,8 +165,9 @@ def _surface(mask: np.ndarray, spacing: tuple[float, ...]) -> float:
 class MeasureTables:
     """The tables ``measures.csv``, a row per object, and ``summary.csv``, a row per image, of a folder of predictions.
 
-    They are read from the masks as they are on disk. Rows of images that a run leaves alone stay, unless the mask has
-    changed since; images that have no rows yet, as after a killed run, get them.
+    They are read from the masks as they are on disk. Rows of images that a run leaves alone stay as long as
+    ``mask_written`` is the time of the mask, earlier or later; images without such rows, as after a killed run or in
+    the tables of earlier versions, are measured.
 
     Args:
         folder: of the predictions.
@@ -187,8 +189,8 @@ class MeasureTables:
     ...     tables.add(image, mask)
     ...     tables.write()
     ...     print((Path(folder) / "summary.csv").read_text())
-    image,image_area_px,image_area_um2,background_area_px,...,cell_area_px,cell_area_um2,cell_share
-    a.tif,20,,16,,0.8,4,,0.2
+    image,image_area_px,image_area_um2,background_area_px,...,cell_area_px,cell_area_um2,cell_share,mask_written
+    a.tif,20,,16,,0.8,4,,0.2,20...
     """
 
     def __init__(
@@ -202,10 +204,10 @@ class MeasureTables:
         self.reader, self.class_names, self.rule, self.object_classes = reader, class_names, rule, object_classes
         self.enabled = class_names is not None or can_measure()
         self.summary_path, self.measures_path = Path(folder) / "summary.csv", Path(folder) / "measures.csv"
-        self.known = {row["image"] for row in read_table(self.summary_path, "image")}
+        self.known = {row["image"]: row.get("mask_written") for row in read_table(self.summary_path, "image")}
         next(read_table(self.measures_path, "image"), None)  # refused before the first image, not after the last
-        paths = [self.summary_path] if class_names is not None else [self.summary_path, self.measures_path]
-        self.since = min(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+        if class_names is None and not self.measures_path.exists():
+            self.known = {}
         self.measures, self.summaries = dict[str, Table](), dict[str, dict[str, Any]]()
         self.doubts = dict[str, Doubt]()
 
@@ -219,8 +221,8 @@ class MeasureTables:
 
         With the probability of foreground, there are the columns ``doubt`` and ``look``, too.
         """
-        name = Path(image).name
-        if not self.enabled or (name in self.known and Path(mask).stat().st_mtime_ns <= self.since):
+        name, time = Path(image).name, time_written(mask)
+        if not self.enabled or self.known.get(name) == time:
             return
         array, meta = self.reader.get_data(self.reader.read(image))
         labels = MicroscopyReader(1, label=True)
@@ -245,7 +247,7 @@ class MeasureTables:
                 table |= doubt_columns(found)
         if found is not None:
             summary |= {"doubt": found.image, "look": math.nan if found.look is None else int(found.look)}
-        self.summaries[name] = summary
+        self.summaries[name] = summary | {"mask_written": time}
 
     def write(self) -> None:
         """Write what has been added; without anything new, the files are left alone."""
@@ -307,6 +309,18 @@ def sum_up_classes(
         summary |= {f"{class_name}_{pixels}": count, f"{class_name}_{micrometres}": count * voxel}
         summary[f"{class_name}_share"] = count / voxels
     return summary
+
+
+def time_written(path: str | os.PathLike[str]) -> str:
+    """When a file was last written, UTC to the nanosecond: the column ``mask_written`` of ``summary.csv``.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as mask:
+    ...     os.utime(mask.name, ns=(0, 10**18 + 5))
+    ...     time_written(mask.name)
+    '2001-09-09T01:46:40.000000005'
+    """
+    return str(np.datetime64(Path(path).stat().st_mtime_ns, "ns"))
 
 
 def table_rows(table: Table) -> Iterator[dict[str, Any]]:

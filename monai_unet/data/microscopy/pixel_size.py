@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,12 +32,12 @@ MICROSCOPES = (
 )
 
 
-def pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
+def pixel_sizes(tif: Any, series: Any) -> dict[str, float]:
     """Find the µm per axis in OME-XML, a microscope's tags, ImageJ's description or the resolution tags, in this order.
 
     Args:
         tif: a `tifffile.TiffFile`.
-        page: the page to which the resolution tags belong.
+        series: the image, one of ``tif.series``; each image of an OME-TIFF states its own sizes.
 
     Returns:
         The sizes of the axes "Z", "Y" and "X" that are stated and plausible, and as "T" the seconds per frame.
@@ -50,10 +51,10 @@ def pixel_sizes(tif: Any, page: Any) -> dict[str, float]:
     ...     path, unit = Path(folder) / "a.tif", {"unit": "um"}
     ...     tifffile.imwrite(path, np.zeros((8, 6), np.uint8), imagej=True, resolution=(4, 2), metadata=unit)
     ...     with tifffile.TiffFile(path) as tif:
-    ...         pixel_sizes(tif, tif.pages[0])
+    ...         pixel_sizes(tif, tif.series[0])
     {'Y': 0.5, 'X': 0.25}
     """
-    sizes = _ome(tif) if tif.is_ome else _microscope(tif) or _imagej_or_plain(tif, page)
+    sizes = _ome(tif, series) if tif.is_ome else _microscope(tif) or _imagej_or_plain(tif, series.keyframe)
     return {axis: abs(size) for axis, size in sizes.items() if math.isfinite(size) and size}
 
 
@@ -67,18 +68,26 @@ def _number(tif: Any, name: str, value: Any) -> float:
         raise InputError(path, problem, cure) from error
 
 
-def _ome(tif: Any) -> dict[str, float]:
+def _ome(tif: Any, series: Any) -> dict[str, float]:
     try:
         elements = ElementTree.fromstring(tif.ome_metadata or "").iter()
     except ElementTree.ParseError:  # tifffile reads the pixels nevertheless
         return {}
-    stated = next((element.attrib for element in elements if element.tag.rpartition("}")[2] == "Pixels"), {})
+    stated = [_stated(tif, element.attrib) for element in elements if element.tag.rpartition("}")[2] == "Pixels"]
+    if len(stated) == len(tif.series):
+        return next(sizes for sizes, one in zip(stated, tif.series, strict=True) if one is series)
+    # of images that are not in the file it is unknown which these are
+    return stated[0] if stated and all(sizes == stated[0] for sizes in stated) else {}
+
+
+def _stated(tif: Any, pixels: Mapping[str, str]) -> dict[str, float]:
     names = {"Z": "PhysicalSizeZ", "Y": "PhysicalSizeY", "X": "PhysicalSizeX", "T": "TimeIncrement"}
     sizes = {}
     for axis, name in names.items():
         units, default = (SECONDS, "s") if axis == "T" else (UNITS, "µm")
-        unit = units.get(stated.get(f"{name}Unit", default), math.nan)
-        sizes[axis] = _number(tif, name, stated.get(name)) * unit
+        unit = units.get(pixels.get(f"{name}Unit", default))
+        if name in pixels and unit:
+            sizes[axis] = _number(tif, name, pixels[name]) * unit
     return sizes
 
 

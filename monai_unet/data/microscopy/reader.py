@@ -32,6 +32,8 @@ SUFFIXES = (".png", ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".czi", ".l
 #: OME-Zarr and whole slides, which are read box by box (monai_unet.data.large), not here
 LARGE = (".zarr", ".svs", ".ndpi", ".scn")
 OUT_OF_SCOPE = (*LARGE, ".mrxs")
+#: contrast of an empty channel relative to the one that has a picture: noise, and what JPEG spreads from it
+EMPTY = 0.05
 EXPORT = "Export the region of interest as TIFF, for example from QuPath or Fiji"
 
 
@@ -61,7 +63,8 @@ class MicroscopyReader(ImageReader):
             files a_0000.tif, a_0001.tif … if there is no a.tif itself; results are then named after a.tif.
         label: whether the files are labels, whose values are read as they are stored.
         colour: whether the network's three channels are red, green and blue: a gray image enters them all, as it is
-            shown on any screen. Three stains are not colours. "true" and "false" are understood.
+            shown on any screen, and so does the only channel that has a picture, as of a stain shown in blue. Three
+            stains are not colours. "true" and "false" are understood.
 
     Raises:
         InputError: missing, empty, truncated or damaged file, not an image, NaN or Inf, complex values, another number
@@ -101,12 +104,16 @@ class MicroscopyReader(ImageReader):
                 raise InputError(path, problem, "The channels of one item must have one shape")
         array = np.concatenate([file.array for file in files])
         if self.channels == 1 and len(array) == 3:
-            array = _one_colour(array)
+            array = _one_colour(array, exact=self.label)
+        if len(array) == 3 and not self.label and (self.channels == 1 or self.colour):
+            array = _without_empty(array)
         if self.colour and self.channels == 3 and len(array) == 1:
             array = np.repeat(array, 3, axis=0)
         if self.channels is not None and len(array) != self.channels:
             problem = f"{len(array)} channels, the network takes {self.channels}"
             cure = "Convert it to grayscale" if self.channels == 1 else f"Give images of {self.channels} channels"
+            if self.colour:
+                cure = f"Save the channel that is to be segmented as a gray image, or {cure[0].lower()}{cure[1:]}"
             cure += f", or train with in_channels={len(array)}"
             if self.label:  # shades of gray made from colours are no numbers of cells
                 problem = f"labels of {len(array)} channels, such as a coloured mask"
@@ -178,15 +185,28 @@ _decode_image = decoded_once(partial(_decode, label=False))
 _decode_label = decoded_once(partial(_decode, label=True))
 
 
-def _one_colour(array: np.ndarray) -> np.ndarray:
-    """Return one of three channels, the brightest, if they are shades of one colour (be it gray), else all three."""
+def _one_colour(array: np.ndarray, exact: bool) -> np.ndarray:
+    """Return one of three channels, the brightest, if they are shades of one colour (be it gray), else all three.
+
+    Shades are rounded to whole numbers, unless they are ``exact``: a second channel of 0 and 1 counts labels above 255.
+    """
     peaks = array.reshape(3, -1).max(1)
     brightest = array[peaks.argmax()][None]
     for channel, peak in zip(array, peaks, strict=True):
-        rounding = 0 < peak < peaks.max()
+        rounding = 0 < peak < peaks.max() and not exact
         if (np.abs(channel - brightest[0] * (peak / max(peaks.max(), 1))) > rounding).any():
             return array
     return brightest
+
+
+def _without_empty(array: np.ndarray) -> np.ndarray:
+    """Return the one channel of three that has a picture, else all.
+
+    A stain shown in blue leaves red and green empty but for noise. Normalised, that would be as strong as the stain.
+    """
+    contrast = array.reshape(len(array), -1).std(1)
+    alone = len(array) == 3 and (contrast > EMPTY * contrast.max()).sum() == 1
+    return array[contrast.argmax()][None] if alone else array
 
 
 def _load_png_or_jpeg(path: Path, label: bool) -> np.ndarray:
@@ -194,6 +214,10 @@ def _load_png_or_jpeg(path: Path, label: bool) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # a large scan is not an attack
         with pillow.open(io.BytesIO(data)) as image:
+            if label and image.format == "JPEG":
+                raise InputError(
+                    path, "a JPEG, which does not keep the numbers of labels", "Save labels as PNG or TIFF"
+                )
             if image.format == "PNG" and b"IEND" not in data:
                 raise InputError(path, f"truncated PNG: {len(data)} bytes without the end mark", RECOPY)
             if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:

@@ -63,12 +63,15 @@ def load_tiff(path: Path, label: bool = False, scene: int | None = None) -> Deco
         array, axes = series.asarray(), series.axes
         if len(images) > 1:  # pages written one after the other are a stack, too
             array, axes = np.stack([one.asarray() for one in images]), "I" + axes
+        if label and int(page.compression) in (6, 7):
+            problem = "compressed as JPEG, which does not keep the numbers of labels"
+            raise InputError(path, problem, "Save labels without loss")
         if not label:
             array, axes = _as_displayed(path, page, array, axes)
         array, pages = arrange(path, array, axes)
         has_alpha = any(int(kind) in (1, 2) for kind in page.extrasamples)
         array = drop_opaque_alpha(array, has_alpha)
-        sizes = pixel_sizes(tif, page)
+        sizes = pixel_sizes(tif, series)
         turn = ORIENTATIONS[page.tags.valueof(274, default=1)]
         if "t" in turn:
             array = array.swapaxes(-1, -2)

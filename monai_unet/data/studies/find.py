@@ -31,8 +31,9 @@ def find_studies(
     """Find the studies below a path, in the order of their paths, and add their pseudonyms to the user's table.
 
     A NIfTI, NRRD or MetaImage file is a study; a zip is one; the DICOM files of a folder are one, together with those
-    of other folders that hold more of the same series. If they belong to several series, `Study.error` lists them.
-    A folder directly below the path that holds no study at all is one with an error. Hidden files are ignored.
+    of other folders that hold more of the same series, unless these are copies of the whole. If they belong to several
+    series, `Study.error` lists them. A folder directly below the path that holds no study at all is one with an error.
+    Hidden files are ignored.
 
     Args:
         path: a file, or a folder to any depth.
@@ -87,7 +88,8 @@ def find_studies(
             name = "_".join((*folders, last[: len(last) - len(volume_suffix(last))], name))
         error = _refusal(location, pseudonyms, channels)
         files = tuple(sorted(location.files))
-        studies.append(Study(name, str(location.path), files, location.series, error, named, location.facts))
+        place, facts, instances = str(location.path), location.facts, location.instances
+        studies.append(Study(name, place, files, location.series, error, named, facts, instances))
     pseudonyms.remember((s.name, s.place, " ".join(s.series)) for s in studies)
     return studies
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_unet.data.dicom.files import DICOM_SUFFIXES, Source, is_image, list_sources, modality_of, read_header
+from monai_unet.data.dicom.files import (
+    DICOM_SUFFIXES,
+    Source,
+    is_image,
+    is_screen,
+    list_sources,
+    modality_of,
+    read_header,
+)
 from monai_unet.data.dicom.silence import reading
 from monai_unet.data.studies.study import Facts, volume_suffix
 from monai_unet.errors import InputError
@@ -36,7 +44,7 @@ class Location:
         path: of the folder or file.
         files: those of the folder, or the path itself.
         series: of each SeriesInstanceUID, the files or members of the zip.
-        instances: SOPInstanceUIDs.
+        instances: of each SeriesInstanceUID, the SOPInstanceUIDs, but for pictures without a position.
         companions: DICOM objects without images.
         facts: of each SeriesInstanceUID, the values that its headers have of each attribute in `FACTS`.
         members: the files, or those in the zip.
@@ -48,7 +56,7 @@ class Location:
     path: Path
     files: list[str]
     series: dict[str, list[str]] = field(default_factory=dict)
-    instances: set[str] = field(default_factory=set)
+    instances: dict[str, set[str]] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
     facts: dict[str, Facts] = field(default_factory=dict)
     members: list[str] = field(default_factory=list)
@@ -72,7 +80,8 @@ class Location:
         others = {file for uid, files in self.series.items() if uid not in wanted for file in files}
         files = [file for file in self.members if file not in others] if others else self.files
         series = {uid: files for uid, files in self.series.items() if uid in wanted}
-        return Location(self.path, files, series, facts=self.facts)
+        instances = {uid: self.instances[uid] for uid in series}
+        return Location(self.path, files, series, instances, facts=self.facts)
 
 
 def find_locations(root: Path, without: Path | None = None) -> list[Location]:
@@ -143,7 +152,9 @@ def _scan(path: Path, files: list[str]) -> Location:
                     if not is_image(header):
                         location.companions.append(str(source))
                     elif uid := str(header.get("SeriesInstanceUID") or ""):
-                        location.instances.add(str(header.get("SOPInstanceUID")))
+                        instances = location.instances.setdefault(uid, set())
+                        if not is_screen(header):
+                            instances.add(str(header.get("SOPInstanceUID")))
                         location.series.setdefault(uid, []).append(str(source))
                         for keyword in FACTS:
                             value = modality_of(header) if keyword == "Modality" else header.get(keyword)
@@ -156,19 +167,38 @@ def _scan(path: Path, files: list[str]) -> Location:
 
 
 def _join(locations: list[Location]) -> list[Location]:
-    """Folders that hold different images of one series are one location; those that hold the same are copies."""
-    joined: list[Location] = []
+    """Folders that hold different images of one series are one location; those that hold the same are copies.
+
+    A folder with a part of a series of which another holds these images, too, is no copy: it could be taken for the
+    whole. The two are one location, and reading it gives the error about duplicate slices.
+    """
+    joined = _merge(locations, lambda uid, one, other: not one & other, all)
+    whole: dict[str, set[str]] = {}
+    for location in joined:
+        for uid, instances in location.instances.items():
+            whole[uid] = whole.get(uid, set()) | instances
+    return _merge(joined, lambda uid, one, other: not (one == other == whole[uid]), any)
+
+
+def _merge(
+    locations: list[Location],
+    belong: Callable[[str, set[str], set[str]], bool],
+    of_series: Callable[[Iterable[bool]], bool],
+) -> list[Location]:
+    """Merge two locations if the instances of all, or of any, of the series in both belong together."""
+    merged: list[Location] = []
     for location in locations:
-        for other in joined:
-            if location.series.keys() & other.series.keys() and not location.instances & other.instances:
+        for other in merged:
+            common = location.series.keys() & other.series.keys()
+            if common and of_series(belong(uid, location.instances[uid], other.instances[uid]) for uid in common):
                 other.path = Path(os.path.commonpath([other.path, location.path]))
                 other.files += location.files
-                other.instances |= location.instances
                 other.members += location.members
                 other.facts = {**location.facts, **other.facts}
                 for uid, files in location.series.items():
                     other.series.setdefault(uid, []).extend(files)
+                    other.instances[uid] = other.instances.get(uid, set()) | location.instances[uid]
                 break
         else:
-            joined.append(location)
-    return joined
+            merged.append(location)
+    return merged

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from monai.engines import Evaluator
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from monai_unet.data.dicom.files import read_header
 from monai_unet.data.dicom.report import write_report
 from monai_unet.data.dicom.rtstruct import write_rtstruct
 from monai_unet.data.dicom.segmentation import write_seg
+from monai_unet.data.dicom.silence import reading
 from monai_unet.data.studies.pseudonyms import Pseudonyms
 from monai_unet.data.studies.study import Study, StudyReader, volume_suffix
 from monai_unet.data.tables import read_table, update_table
@@ -129,7 +132,8 @@ def predict_studies(
     Args:
         studies: in the order of the items of the evaluator's data loader.
         evaluator: runs one item at a time; ``pred`` of its output is written, its ``doubt`` printed and tabled, too.
-        writer: files that exist already are left as they are, and a study of which all do is skipped.
+        writer: files that exist already are left as they are, and a study of which all do is skipped. A study fails if
+            it has images to which its SEG does not refer, such as slices that have arrived since.
         overwrite: write those too; "true" and "false" are understood.
         modality: what the network was trained on, as DICOM names it ("CT", "MR"); a series of another one fails before
             its images are read. None to accept any.
@@ -164,6 +168,8 @@ def predict_studies(
             if study.error is not None:
                 raise study.error
             _check_modality(study, modality)
+            if not again:
+                _check_complete(study, writer.paths(study)[0])
             paths = [path for path in writer.paths(study) if again or not path.exists()]
             if not paths:
                 rows.append((study.name, "already there"))
@@ -214,6 +220,22 @@ def _check_modality(study: Study, modality: str | None) -> None:
             study.place,
             f"its modality is {' and '.join(sorted(found))}, and the network was trained on {modality}",
             f"Choose a series of {modality}, or name a checkpoint that was trained on such images with --ckpt_path",
+        )
+
+
+def _check_complete(study: Study, seg_path: Path) -> None:
+    images: set[str] = set().union(*study.instances.values())
+    known = images
+    with suppress(InputError), reading(seg_path):  # if it is there; what is not DICOM may be somebody's work
+        header = read_header(seg_path)
+        if header is not None and header.get("Manufacturer") == "monai_unet":  # others need not refer to every slice
+            items = [item for series in header.ReferencedSeriesSequence for item in series.ReferencedInstanceSequence]
+            known = {item.ReferencedSOPInstanceUID for item in items}
+    if more := images - known:
+        raise InputError(
+            study.place,
+            f"{len(more)} of its {len(images)} images are not in its result {seg_path.name}; they may be newer",
+            "Move its results away and predict it again, or replace the results of all studies with --overwrite true",
         )
 
 

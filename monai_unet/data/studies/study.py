@@ -48,6 +48,7 @@ class Study:
         error: why it cannot be read, if that is known before reading.
         keep_names: whether `explain` may name files.
         facts: of each SeriesInstanceUID, what tells it apart.
+        instances: of each SeriesInstanceUID, the SOPInstanceUIDs.
 
     >>> study = Study("5f3a", "/data/Doe", ("/data/Doe/1.dcm", "/data/Doe/2.dcm"))
     >>> study.explain(InputError("/data/Doe/2.dcm", "empty file", "Fetch it again"))
@@ -61,6 +62,7 @@ class Study:
     error: InputError | None = None
     keep_names: bool = False
     facts: dict[str, Facts] = field(default_factory=dict)
+    instances: dict[str, set[str]] = field(default_factory=dict)
 
     def explain(self, error: BaseException) -> tuple[str, str]:
         """Problem and cure of an error, without names, paths and UIDs; files are "file 3 of 35", in order of names."""
