@@ -75,6 +75,7 @@ def predict(bundle: Path, image: Path, out: Path, **given: str) -> dict[str, str
     driver(bundle)[1]("inference", input=str(image), output_dir=str(out), **options)
     with (out / "summary.csv").open() as file:
         (row,) = csv.DictReader(file)
+    assert row.pop("mask_written")
     return row
 
 

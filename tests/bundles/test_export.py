@@ -120,7 +120,7 @@ def test_the_rule_of_doubtful_pixels_is_told_with_what_it_takes(cells: Path, tmp
 def test_what_is_averaged_over_is_told(given: Any, words: str, cells: Path, tmp_path: Path):
     bundle = shutil.copytree(cells, tmp_path / "bundle")
     config = bundle / "configs" / "inference.yaml"
-    config.write_text(re.sub(r"^averaging: \S+", f"averaging: {given}", config.read_text(), flags=re.MULTILINE))
+    config.write_text(re.sub(r"^averaging: .+", f"averaging: {given}", config.read_text(), flags=re.MULTILINE))
     text = (export(bundle, "torchscript", tmp_path / "out") / "README.md").read_text()
     assert f"({words})" in text
 
