@@ -308,7 +308,7 @@ def test_segments_have_codes_that_dicom_lists(name: str, category: str, code: li
     assert (segment["category"][2], segment["type"]) == (category, code)
 
 
-@pytest.mark.parametrize("name", ["left_kidney", "kidney left"])
+@pytest.mark.parametrize("name", ["left_kidney", "kidney left", "Left-Kidney", "KidneyLeft"])
 def test_a_side_is_the_modifier_of_its_organ(name: str) -> None:
     (segment,) = segments_of({"class_names": ["background", name]}, {})
     assert (segment["label"], segment["type"]) == (name, ["64033007", "SCT", "Kidney"])

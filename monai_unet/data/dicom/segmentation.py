@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def _segment(name: str, number: int) -> Mapping[str, Any]:
 
     hue = 0.1 + number * 0.618  # far from those before it
     segment = {"label": name[:64], "color": [round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.75, 0.9)]}
-    words = [word.capitalize() for word in name.replace("_", " ").split()]
+    words = [word.capitalize() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
     side = next((word for word in words if word in SIDES), None)
     unsided = "".join(word for word in words if word != side)
     for keyword in ("".join(words), "".join(words[1:] + words[:1]), unsided):
