@@ -16,6 +16,7 @@ from monai.utils.misc import ensure_tuple_rep
 from monai_unet.bundles.cost import Cost, measure_cost, multiplications, step_seconds
 from monai_unet.bundles.fingerprint import Fingerprint
 from monai_unet.bundles.plan import PAPER_2D, PAPER_3D, Plan, Setting
+from monai_unet.data.dicom.segmentation import words_of
 from monai_unet.errors import InputError
 from monai_unet.memory import available_bytes
 from monai_unet.networks import ValidUNet
@@ -278,8 +279,7 @@ def is_sided(name: str) -> bool:
     >>> [is_sided(name) for name in ("left_kidney", "Right-Hippocampus", "LungL", "Parotid (Lt)", "lh.V1", "rectum")]
     [True, True, True, True, True, False]
     """
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return not SIDES.isdisjoint(word.lower() for word in words)
+    return not SIDES.isdisjoint(word.lower() for word in words_of(name))
 
 
 def _augmentation(fingerprint: Fingerprint, settings: Mapping[str, Setting], volumes: bool) -> dict[str, Setting]:

@@ -58,6 +58,8 @@ def test_labels_may_have_one_word_more_than_their_images(tmp_path):
         {"image": ["images/b_0000.tif", "images/b_0001.tif"], "label": "labels/b_instances.tif"},
     ]
     assert not found.problems
+    make(tmp_path / "other", "images/a.png", "images/a_mask.png", "labels/a_mask.png")
+    assert names_of(find_items(tmp_path / "other")) == [{"image": "images/a_mask.png", "label": "labels/a_mask.png"}]
     make(tmp_path, "labels/c_mask.tif")
     assert len(find_items(tmp_path).problems) == 6, "two words: no file has a partner"
 

@@ -18,11 +18,13 @@ import tifffile
 import torch
 import zarr
 from bundle_driver import EVALUATE, driver
+from monai.bundle import ConfigParser
 from PIL import Image
 from scipy import ndimage
 from tasks import histology, nuclei, three_classes, two_channels, two_kinds
 
-from monai_unet.bundles import decide, page
+from monai_unet.bundles import decide, new, page
+from monai_unet.bundles.__main__ import main
 from monai_unet.bundles.doubt import examine
 from monai_unet.bundles.new import new_bundle
 from monai_unet.bundles.options import options
@@ -104,6 +106,26 @@ def test_nuclei_are_planned_in_pixels_of_their_own_size(planned):
     assert found["class_weights"] == pytest.approx([1, np.sqrt((1 - share) / share)], rel=5e-3)
     assert (found["neck"], found["core"]) == (3, 0)
     assert len(found["features"]) == 4, "20 pixels of context are less than two nuclei are long, 44 are more"
+
+
+def test_rescale_false_leaves_images_and_rules_as_they_are(planned):
+    folder = planned(nuclei)[1]
+    for base in (("inference",), ("inference", "evaluate")):
+        parser = ConfigParser()
+        parser.read_config([folder / "configs" / f"{name}.yaml" for name in base])
+        steps = [*parser["image_transforms"], *parser["pred_transforms"]]
+        sized = [step for step in steps if "pixel_size_um" in step]
+        switches = [step.get("rescale", step.get("enabled")) for step in sized]
+        assert switches == ["@rescale"] * 2, "of RescaleToPixelSized and LabelInstancesd"
+
+
+def test_a_new_bundle_says_first_what_it_takes_labels_for(planned, tmp_path, monkeypatch, capsys):
+    _, folder, plan = planned(nuclei)
+    monkeypatch.setattr(new, "new_bundle", lambda *_: (folder, plan))
+    assert main(["new", "bundle", "--dataset_dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("labels             instances   ids 1…16 with one piece each\n")
+    assert "| labels | instances: ids 1…16 with one piece each |" in (folder / "docs" / "README.md").read_text()
 
 
 def test_a_step_of_two_tiles_must_fit_into_the_memory(planned):

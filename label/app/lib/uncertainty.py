@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def symmetries(bundle: str) -> str | list[int]:
-    """The symmetries that a bundle trains on: all in 2-D, the mirrorings along some of the axes in 3-D."""
+    """The symmetries that a bundle's training shows its network."""
     recipe = ConfigParser()
     recipe.read_config(Path(bundle) / "configs" / "train.yaml")
     shown = (recipe.get_parsed_content(key) for key in ("flip_prob", "rotate_range", "network_def#spatial_dims"))

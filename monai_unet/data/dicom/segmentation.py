@@ -16,7 +16,7 @@ from monai_unet.data.dicom.series import Mask, Series
 from monai_unet.data.dicom.silence import silence_dicom_libraries
 from monai_unet.files import replacing
 
-__all__ = ["segments_of", "write_seg"]
+__all__ = ["segments_of", "words_of", "write_seg"]
 
 #: categories of segments (PS3.16 CID 7150)
 ANATOMY = ["123037004", "SCT", "Anatomical Structure"]
@@ -50,13 +50,22 @@ def segments_of(task: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Ma
     return [_segment(name, number) for number, name in enumerate(names)]
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a class's name, however it joins them.
+
+    >>> words_of("left_kidney"), words_of("Left-Kidney"), words_of("LungL (T1)")
+    (['left', 'kidney'], ['Left', 'Kidney'], ['Lung', 'L', 'T', '1'])
+    """
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+
+
 def _segment(name: str, number: int) -> Mapping[str, Any]:
     """A segment with SNOMED's code where DICOM lists the name: as written, its first word last, or without a side."""
     from pydicom.sr.codedict import codes
 
     hue = 0.1 + number * 0.618  # far from those before it
     segment = {"label": name[:64], "color": [round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.75, 0.9)]}
-    words = [word.capitalize() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
+    words = [word.capitalize() for word in words_of(name)]
     side = next((word for word in words if word in SIDES), None)
     unsided = "".join(word for word in words if word != side)
     for keyword in ("".join(words), "".join(words[1:] + words[:1]), unsided):

@@ -168,7 +168,7 @@ def predict_studies(
             if study.error is not None:
                 raise study.error
             _check_modality(study, modality)
-            if not again:
+            if study.instances and not again:
                 _check_complete(study, writer.paths(study)[0])
             paths = [path for path in writer.paths(study) if again or not path.exists()]
             if not paths:
@@ -224,8 +224,7 @@ def _check_modality(study: Study, modality: str | None) -> None:
 
 
 def _check_complete(study: Study, seg_path: Path) -> None:
-    images: set[str] = set().union(*study.instances.values())
-    known = images
+    known = images = set[str]().union(*study.instances.values())
     with suppress(InputError), reading(seg_path):  # if it is there; what is not DICOM may be somebody's work
         header = read_header(seg_path)
         if header is not None and header.get("Manufacturer") == "monai_unet":  # others need not refer to every slice
